@@ -1,0 +1,1040 @@
+"""PPO with Random Network Distillation (RND) on Atari, in one file.
+
+Paper: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
+The reference for every constant is the authors' code; each departure is marked `# paper: ..., here: ..., because ...`.
+
+A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it on the
+frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a reward:
+
+    r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 512      intrinsic reward of the step from o(t) to o(t+1)
+    A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
+
+Five things make it work:
+  1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode:
+     a death costs only the novelty that would have followed, so the agent dares to die.
+  2. Frames are whitened pixel by pixel with running moments and clipped at 5 deviations. Without it a random target
+     hardly tells one room from the next.
+  3. The bonus is divided by the running deviation of its own discounted return, so one coefficient fits all games.
+  4. The predictor learns from a quarter of each batch at 128 environments. Were it to learn faster, the bonus would
+     be gone before the policy could act upon it.
+  5. The game has sticky actions, and the loss of a life is not the end of an episode.
+
+Train      python ppo_rnd_atari.py --env-id MontezumaRevenge
+Resume     python ppo_rnd_atari.py --resume runs/<run>
+Evaluate   python ppo_rnd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
+
+What to expect: the paper's agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4 frames). The
+key of the first room is usually held after 10 to 20 million frames. README.md has what this script has reached, its
+speed and its memory.
+"""
+
+import collections
+import ctypes
+import dataclasses
+import datetime
+import difflib
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import pickle
+import platform
+import signal
+import subprocess
+import sys
+import time
+from typing import Annotated, Literal
+
+import ale_py
+import envpool
+import gymnasium as gym
+import imageio
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from envpool.atari.registration import atari_game_list
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+if platform.libc_ver()[0] == "glibc":
+    # By default glibc gives each activation back to the kernel and asks for it anew, page by page. Keeping the memory
+    # makes updates on a CPU up to 1.9 times as fast. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
+        ctypes.CDLL("libc.so.6").mallopt(option, value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something that the user can put right: printed as one line, exit status 2."""
+
+
+class RunError(Exception):
+    """Something that went wrong during a run (NaN, full disk): printed as one line, exit status 1."""
+
+
+def parse_int(text: str) -> int:
+    """An integer, also when written `1e6` or `1_000_000`; ValueError for `1.5`."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text} is not a whole number")
+    return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(number)
+
+
+Int = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: parse_int(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+@dataclasses.dataclass
+class Args:
+    # experiment
+    seed: Int = 1
+    """seed of the networks, the actions and the environments"""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto takes cuda, then mps, then cpu"""
+    bf16: bool = False
+    """run the policy network in bfloat16 (weights stay fp32): faster on CPUs with AVX512-BF16 or AMX and on GPUs"""
+    compile: bool = False
+    """torch.compile the networks: a minute of waiting, then faster; on a CPU it needs a C++ compiler"""
+    runs_dir: str = "runs"
+    """where the run's folder is made"""
+    checkpoint_interval: float = 5.0
+    """minutes between checkpoints; 0 saves after every iteration"""
+    resume: str | None = None
+    """a run's folder or a checkpoint: go on from there, with its flags except those given anew"""
+    evaluate: str | None = None
+    """a run's folder or a checkpoint: play with it, do not train"""
+    eval_episodes: Int = 20
+    """episodes to play with --evaluate"""
+    capture_video: bool = False
+    """with --evaluate: write an mp4 of every episode into the run's folder"""
+    track: bool = False
+    """send the logs to Weights & Biases too (pip install wandb; WANDB_MODE=offline works)"""
+    wandb_project: str = "rnd"
+    """project name for --track"""
+
+    # environment
+    env_id: str = "MontezumaRevenge"
+    """the game; MontezumaRevenge, MontezumaRevenge-v5 and ALE/MontezumaRevenge-v5 mean the same"""
+    num_envs: Int = 128
+    """parallel environments (paper A.4: 128)"""
+    sticky_actions: float = 0.25
+    """probability that an emulator frame repeats the action before (paper table 2)"""
+    max_episode_steps: Int = 4500
+    """steps after which an episode is cut (paper table 2: 18,000 frames)"""
+    episodic_life: bool = False
+    """end the episode, as far as learning is concerned, when a life is lost (paper table 2: no)"""
+
+    # PPO
+    total_timesteps: Int = 491_520_000
+    """environment steps over all environments, 4 frames each (paper table 5: 30,000 rollouts of 128 x 128)"""
+    learning_rate: float = 1e-4
+    """Adam's step size (paper table 5)"""
+    anneal_lr: bool = False
+    """let the learning rate fall linearly to 0 (reference: constant)"""
+    num_steps: Int = 128
+    """steps per environment and rollout, T (paper table 5)"""
+    num_minibatches: Int = 4
+    """minibatches per epoch; each holds the whole rollout of num_envs / num_minibatches environments (paper table 5)"""
+    update_epochs: Int = 4
+    """passes over a rollout (paper table 5)"""
+    gamma: float = 0.999
+    """discount of the extrinsic stream (paper table 5)"""
+    gae_lambda: float = 0.95
+    """lambda of generalised advantage estimation, both streams (paper table 5)"""
+    clip_coef: float = 0.1
+    """PPO's clip range (paper table 5)"""
+    ent_coef: float = 0.001
+    """weight of the entropy bonus (paper table 5)"""
+    vf_coef: float = 1.0
+    """weight of the value losses, 0.5 * squared error for each head (reference)"""
+    norm_adv: bool = False
+    """normalise the advantages of each minibatch (reference: no)"""
+    clip_vloss: bool = False
+    """clip the change of the values as PPO clips the policy's (reference: no)"""
+    max_grad_norm: float | None = None
+    """clip the norm of the gradient, policy and predictor together (reference: no)"""
+
+    # RND
+    int_coef: float = 1.0
+    """weight of the intrinsic advantage (paper table 5); 0 is PPO without the bonus"""
+    ext_coef: float = 2.0
+    """weight of the extrinsic advantage (paper table 5); 0 is exploration alone"""
+    int_gamma: float = 0.99
+    """discount of the intrinsic stream (paper table 5)"""
+    int_episodic: bool = False
+    """let the intrinsic stream end with the episode (paper section 2.3: no)"""
+    single_head: bool = False
+    """one value head on int_coef * r_int + ext_coef * r_ext, episodic, discounted by --gamma (paper section 2.3: no)"""
+    int_clip: float | None = None
+    """clip the normalised intrinsic reward at plus and minus this (reference: no)"""
+    update_proportion: float | None = None
+    """share of each minibatch that the predictor learns from (paper A.4: 32 / num_envs, at most 1)"""
+    obs_norm: Literal["running", "frozen"] = "running"
+    """moments of the frames: updated after every rollout (reference), or frozen after the random agent's warm-up"""
+    warmup_rollouts: Int = 50
+    """rollouts of a random agent that initialise the moments of the frames (reference: 50)"""
+
+
+def check_args(args: Args) -> None:
+    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
+
+    def require(ok: bool, flag: str, rule: str) -> None:
+        if not ok:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be {rule}")
+
+    for flag in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_episode_steps", "eval_episodes"):
+        require(getattr(args, flag) >= 1, flag, "at least 1")
+    for flag in ("warmup_rollouts", "seed", "checkpoint_interval", "ent_coef", "vf_coef", "int_coef", "ext_coef"):
+        require(0 <= getattr(args, flag) < float("inf"), flag, "a number that is not negative")
+    for flag in ("gamma", "int_gamma", "gae_lambda", "sticky_actions"):
+        require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
+    for flag in ("learning_rate", "clip_coef", "max_grad_norm", "int_clip"):
+        value = getattr(args, flag)
+        require(value is None or 0 < value < float("inf"), flag, "a positive number")
+    require(args.update_proportion is None or 0 < args.update_proportion <= 1, "update_proportion", "in (0, 1]")
+    require(args.num_envs % args.num_minibatches == 0, "num_minibatches", f"a divisor of --num-envs {args.num_envs}")
+    rollout = args.num_envs * args.num_steps
+    require(args.total_timesteps >= rollout, "total_timesteps", f"at least one rollout, {rollout} steps")
+    if args.obs_norm == "frozen":
+        require(args.warmup_rollouts >= 1, "warmup_rollouts", "at least 1 with --obs-norm frozen")
+    if args.resume and args.evaluate:
+        raise UserError("--resume and --evaluate exclude each other")
+    if args.capture_video and not args.evaluate:
+        raise UserError("--capture-video needs --evaluate")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise UserError("--track needs Weights & Biases: pip install wandb")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `--device`; UserError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, available in there.items() if available)
+    if not there[name]:
+        raise UserError(f"--device {name}: this machine or this build of PyTorch has none")
+    return torch.device(name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Environment
+# ----------------------------------------------------------------------------------------------------------------------
+
+ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the game keeps the number of the room in its RAM
+
+
+def resolve_env_id(name: str) -> str:
+    """EnvPool's id for any spelling of a game, e.g. `MontezumaRevenge-v5` for `ALE/MontezumaRevenge-v5`."""
+    games = {game.replace("_", ""): game.title().replace("_", "") + "-v5" for game in atari_game_list}
+    key = name.lower().removeprefix("ale/").removesuffix("-v5").replace("_", "")
+    if key in games:
+        return games[key]
+    close = difflib.get_close_matches(key, games, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(games[match] for match in close)}?" if close else "this script plays Atari games"
+    raise UserError(f"--env-id {name}: no such game; {hint}")
+
+
+class AtariEnvs:
+    """N copies of a game. The one place where auto-reset is dealt with.
+
+    EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the first
+    frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid = False, and
+    everything that learns or counts leaves it out.
+
+    Attributes:
+        episodes: (return, length, rooms) of every episode since the list was last emptied; unclipped return
+        visited: numbers of all the rooms that any copy has been in
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seeds: list[int], args: Args):
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.pool = envpool.make(
+            env_id,
+            env_type="gymnasium",
+            num_envs=num_envs,
+            num_threads=min(num_envs, threads),
+            seed=seeds,
+            max_episode_steps=args.max_episode_steps,
+            repeat_action_probability=args.sticky_actions,
+            episodic_life=args.episodic_life,
+            # paper: no no-op and 3 empty frames at the start, here: 1 no-op and 4 copies of the first frame, because
+            # EnvPool has no less; paper: maximum of two frames in colour, here: in grey, because EnvPool does so.
+            noop_max=1,
+            use_fire_reset=False,
+        )
+        self.num_actions = self.pool.action_space.n
+        self.room_byte = ROOM_BYTE.get(env_id)
+        self.done = np.zeros(num_envs, bool)  # (N,) the step before ended the episode
+        self.returns = np.zeros(num_envs)  # (N,) of the episodes under way, as the next two
+        self.lengths = np.zeros(num_envs, int)
+        self.rooms = np.zeros((num_envs, 256), bool)
+        self.visited: set[int] = set()
+        self.episodes: list[tuple[float, int, int]] = []
+
+    def reset(self) -> np.ndarray:
+        """First observations (N, 4, 84, 84) uint8, the newest frame last."""
+        return self.pool.reset()[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Plays actions (N,) int.
+
+        Returns: observations (N, 4, 84, 84) uint8; rewards (N,) clipped to their sign; done (N,) bool, the episode
+        ends here; valid (N,) bool, False where the step was a reset.
+        """
+        obs, rewards, terminated, truncated, info = self.pool.step(actions)
+        valid = ~self.done
+        # paper: a terminal step is rewarded for the first frame of the next episode, here: for its own last frame,
+        # because EnvPool shows it. The time limit counts as an end for the extrinsic stream, as in the reference.
+        self.done = terminated | truncated
+        self.returns += rewards * valid
+        self.lengths += valid
+        if self.room_byte is not None:
+            room = info["ram"][:, self.room_byte]
+            self.rooms[valid, room[valid]] = True
+            self.visited.update(room[valid].tolist())
+        # With --episodic-life `terminated` is also a lost life; the game is over only where info says so.
+        for i in np.flatnonzero(valid & ((info["terminated"] == 1) | truncated)):
+            self.episodes.append((float(self.returns[i]), int(self.lengths[i]), int(self.rooms[i].sum())))
+            self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
+        return obs, np.sign(rewards), self.done, valid
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
+    """Orthogonal weights, zero biases (reference: every layer of every network)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Agent(nn.Module):
+    """Policy and values. The order of the value heads is intrinsic, extrinsic; or one head, for their sum.
+
+    The reference's CNN policy: third convolution 4x4, then two residual branches with small gains, so that policy and
+    values start from the same features and a gradient that is not vanishing.
+    """
+
+    def __init__(self, num_actions: int, num_heads: int):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            init_layer(nn.Conv2d(4, 32, 8, stride=4)),
+            nn.ReLU(inplace=True),
+            init_layer(nn.Conv2d(32, 64, 4, stride=2)),
+            nn.ReLU(inplace=True),
+            init_layer(nn.Conv2d(64, 64, 4, stride=1)),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            init_layer(nn.Linear(64 * 6 * 6, 256)),
+            nn.ReLU(inplace=True),
+            init_layer(nn.Linear(256, 448)),
+            nn.ReLU(inplace=True),
+        )
+        self.policy_branch = init_layer(nn.Linear(448, 448), gain=0.1)
+        self.value_branch = init_layer(nn.Linear(448, 448), gain=0.1)
+        self.policy_head = init_layer(nn.Linear(448, num_actions), gain=0.01)
+        self.value_head = init_layer(nn.Linear(448, num_heads), gain=0.01)
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Observations (B, 4, 84, 84) uint8 -> logits (B, num_actions), values (B, num_heads), float32."""
+        inputs = obs.to(memory_format=torch.channels_last).float().div_(255)
+        hidden = self.trunk(inputs)  # (B, 448)
+        logits = self.policy_head(hidden + self.policy_branch(hidden).relu())
+        values = self.value_head(hidden + self.value_branch(hidden).relu())
+        return logits.float(), values.float()
+
+
+def rnd_features() -> list[nn.Module]:
+    """One whitened frame (B, 1, 84, 84) -> features (B, 512): what target and predictor have in common."""
+    return [
+        init_layer(nn.Conv2d(1, 32, 8, stride=4)),
+        nn.LeakyReLU(0.2),
+        init_layer(nn.Conv2d(32, 64, 4, stride=2)),
+        nn.LeakyReLU(0.2),
+        init_layer(nn.Conv2d(64, 64, 3, stride=1)),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        init_layer(nn.Linear(64 * 7 * 7, 512)),
+    ]
+
+
+class RND(nn.Module):
+    """The target, the predictor and the normalisers that decide what is new."""
+
+    def __init__(self, num_envs: int, device: torch.device):
+        super().__init__()
+        # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
+        # from what it has not seen (paper section 2.2.1).
+        self.target = nn.Sequential(*rnd_features()).requires_grad_(False)
+        self.predictor = nn.Sequential(
+            *rnd_features(),
+            nn.ReLU(),
+            init_layer(nn.Linear(512, 512)),
+            nn.ReLU(),
+            init_layer(nn.Linear(512, 512)),
+        )
+        self.obs_rms = RunningMoments((84, 84), device)
+        self.return_rms = RunningMoments((), device)
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
+        self.to(device)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Normalisers and returns
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of everything seen so far, merged batch by batch (Chan et al. 1979), in float64.
+
+    They are cumulative: nothing is forgotten. The variance has no epsilon. A pixel that never changed under the random
+    agent keeps a deviation of about 1e-4, so that any change of it, as in a new room, saturates the clip.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device):
+        super().__init__()
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        self.register_buffer("mean", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("var", torch.ones(shape, dtype=dtype))
+        self.register_buffer("count", torch.tensor(1e-4, dtype=dtype))
+
+    @torch.no_grad()
+    def update(self, batch: torch.Tensor, valid: torch.Tensor) -> None:
+        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count."""
+        batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
+        count = weight.sum()
+        share = weight / count.clamp(min=1)
+        mean = torch.tensordot(share, batch, 1)
+        var = torch.tensordot(share, (batch - mean).square_(), 1)
+        total = self.count + count
+        delta = mean - self.mean
+        m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
+        self.mean += delta * count / total
+        self.var.copy_(m2 / total)
+        self.count.copy_(total)
+
+
+def whiten(frames: torch.Tensor, obs_rms: RunningMoments) -> torch.Tensor:
+    """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 deviations."""
+    mean, std = obs_rms.mean.float(), obs_rms.var.sqrt().float()
+    return frames.float().sub_(mean).div_(std).clamp_(-5, 5).unsqueeze(1)
+
+
+@torch.no_grad()
+def novelty(rnd: RND, frames: torch.Tensor) -> torch.Tensor:
+    """Raw intrinsic reward: frames (T, N, 84, 84) uint8 -> mean squared error of the predictor (T, N)."""
+    rows = max(1, 1024 // frames.shape[1])
+    errors = []
+    for chunk in frames.split(rows):  # (rows, N, 84, 84)
+        inputs = whiten(chunk.flatten(0, 1), rnd.obs_rms)
+        errors.append((rnd.predictor(inputs) - rnd.target(inputs)).square().mean(1).view(chunk.shape[:2]))
+    return torch.cat(errors)
+
+
+@torch.no_grad()
+def target_features(rnd: RND, frames: torch.Tensor) -> torch.Tensor:
+    """What the predictor is to learn: frames (T, N, 84, 84) uint8 -> target features (T, N, 512)."""
+    rows = max(1, 1024 // frames.shape[1])
+    chunks = [rnd.target(whiten(c.flatten(0, 1), rnd.obs_rms)).view(*c.shape[:2], -1) for c in frames.split(rows)]
+    return torch.cat(chunks)
+
+
+def reward_filter(
+    rewards: torch.Tensor, valid: torch.Tensor, gamma: float, state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
+
+    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on); a reset step
+    leaves it as it is. The deviation of F stands for that of the return.
+
+    Returns: F (T, N), the new state (N,).
+    """
+    filtered = []
+    for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
+        state = torch.where(ok, gamma * state + reward, state)
+        filtered.append(state)
+    return torch.stack(filtered), state
+
+
+def gae(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    last_value: torch.Tensor,
+    dones: torch.Tensor,
+    valid: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> torch.Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
+
+        delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
+        A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
+
+    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
+    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the value of
+    that episode's last frame, since the next episode's first is not there yet.)
+
+    Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
+    Returns: advantages (T, N), 0 at reset steps.
+    """
+    advantages = torch.zeros_like(rewards)
+    advantage, next_value = torch.zeros_like(last_value), last_value
+    for t in reversed(range(len(rewards))):
+        go_on = (~dones[t]).float()
+        delta = rewards[t] + gamma * next_value * go_on - values[t]
+        advantage = torch.where(valid[t], delta + gamma * gae_lambda * go_on * advantage, advantage)
+        next_value = torch.where(valid[t], values[t], next_value)
+        advantages[t] = advantage * valid[t]
+    return advantages
+
+
+def masked_mean(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    return (x * valid).sum() / valid.sum().clamp(min=1)
+
+
+def normalise(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """x (B,) with mean 0 and deviation 1 over its valid entries."""
+    centred = x - masked_mean(x, valid)
+    return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
+
+
+def ppo_loss(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    batch: dict[str, torch.Tensor],
+    args: Args,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Clipped surrogate, value losses and entropy of one minibatch (Schulman et al. 2017, eq. 7 and 9).
+
+    Args: logits (B, A) and values (B, H) of the network being trained; batch: actions, logprobs, advantages, valid
+    (B,), values and returns (B, H) as of the rollout.
+    Returns: the loss, and what to log.
+    """
+    valid, advantages = batch["valid"], batch["advantages"]
+    all_logprobs = logits.log_softmax(1)  # (B, A)
+    logratio = all_logprobs.gather(1, batch["actions"][:, None]).squeeze(1) - batch["logprobs"]
+    ratio = logratio.exp()
+    clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    policy_loss = masked_mean(-torch.minimum(advantages * ratio, advantages * clipped_ratio), valid)
+    entropy = masked_mean(-(all_logprobs.exp() * all_logprobs).sum(1), valid)
+
+    errors = (values - batch["returns"]).square()  # (B, H)
+    if args.clip_vloss:
+        clipped = batch["values"] + (values - batch["values"]).clamp(-args.clip_coef, args.clip_coef)
+        errors = torch.maximum(errors, (clipped - batch["returns"]).square())
+    value_losses = [0.5 * masked_mean(error, valid) for error in errors.unbind(1)]
+    if not args.single_head:  # a stream that is turned off does not shape the features either
+        coefs = (args.int_coef, args.ext_coef)
+        value_losses = [loss * (coef > 0) for loss, coef in zip(value_losses, coefs, strict=True)]
+    loss = policy_loss + args.vf_coef * sum(value_losses) - args.ent_coef * entropy
+
+    metrics = {
+        "policy_loss": policy_loss,
+        "value_loss": sum(value_losses),
+        "entropy": entropy,
+        "approx_kl": masked_mean(ratio - 1 - logratio, valid),
+        "clipfrac": masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid),
+    }
+    if not args.single_head:
+        metrics |= {"value_loss_int": value_losses[0], "value_loss_ext": value_losses[1]}
+    return loss, metrics
+
+
+def predictor_subset(valid: torch.Tensor, size: int) -> torch.Tensor:
+    """Indices (size,) of a random subset of the entries with valid (B,) True; others only if there are too few."""
+    return (torch.rand(len(valid), device=valid.device) + ~valid).argsort()[:size]
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
+    values, returns = values[valid], returns[valid]
+    return 1 - (returns - values).var() / returns.var()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints and signals
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: pathlib.Path, state: dict) -> None:
+    """Writes `state` so that `path` is at any moment a whole checkpoint, the old or the new one, or raises RunError."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = f"the one before, {path}, is whole" if path.exists() else "there was none before"
+        raise RunError(f"cannot save a checkpoint ({str(error).splitlines()[0]}); {kept}") from None
+
+
+def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
+    """The checkpoint in a run's folder, or that file: path and state. UserError if it is not one of this script's."""
+    path = pathlib.Path(source)
+    path = path / "latest.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"--{flag} {source}: there is no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise UserError(f"--{flag} {source}: {path} is damaged or is no checkpoint") from None
+    script = state.get("script") if isinstance(state, dict) else None
+    if script != pathlib.Path(__file__).stem:
+        raise UserError(f"--{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
+    return path, state
+
+
+def load_weights(module: nn.Module, weights: dict, path: pathlib.Path) -> None:
+    """module.load_state_dict; UserError if the checkpoint belongs to another architecture."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} holds another architecture than these flags ask for: {reason}") from None
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once."""
+
+    def __init__(self):
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.receive)
+
+    def receive(self, number: int, _frame: object) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        tqdm.write("stopping after a checkpoint (once more: at once)")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides the flags: library versions and the git commit of this script."""
+    folder = pathlib.Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    found = {name: importlib.metadata.version(name) for name in ("torch", "envpool", "gymnasium", "numpy")}
+    return {"python": platform.python_version(), **found, "commit": git.stdout.strip() or "unknown"}
+
+
+def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
+    """Trains to the end, or until a signal. Returns the exit status.
+
+    Args: path, saved: the checkpoint to go on from, if any.
+    """
+    T, N = args.num_steps, args.num_envs
+    B = T * N  # environment steps in a rollout
+    update_proportion = args.update_proportion or min(1.0, 32 / N)
+    piece_size = 1024 if device.type == "cpu" else B  # samples in one backward pass of the policy
+    num_iterations = args.total_timesteps // B
+    first_iteration = saved["iteration"] if saved else 0
+    if first_iteration >= num_iterations:
+        raise UserError(f"{path} has all of its {first_iteration * B} steps; give more with --total-timesteps")
+
+    # set up: seeds, networks, optimiser
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    seeds = np.random.SeedSequence((args.seed, first_iteration)).generate_state(N) >> 1  # fresh episodes on resume
+    envs = AtariEnvs(env_id, N, seeds.tolist(), args)
+    agent = Agent(envs.num_actions, num_heads=1 if args.single_head else 2)
+    agent.to(device, memory_format=torch.channels_last)
+    rnd = RND(N, device).to(memory_format=torch.channels_last)
+    parameters = [*agent.parameters(), *rnd.predictor.parameters()]
+    # paper: the mean squared error of the predictor is part of one loss and one Adam, here too.
+    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
+    recent = collections.deque(maxlen=100)  # returns of the last episodes
+    rooms_best, best_score, seconds_before = 0, float("-inf"), 0.0
+    if saved:
+        load_weights(agent, saved["agent"], path)
+        load_weights(rnd, saved["rnd"], path)
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng_cpu"])
+        if device.type == "cuda" and saved["rng_device"] is not None:
+            torch.cuda.set_rng_state(saved["rng_device"])
+        recent.extend(saved["recent"])
+        envs.visited = set(saved["visited"])
+        rooms_best, best_score, seconds_before = saved["rooms_best"], saved["best_score"], saved["seconds"]
+    if args.compile:
+        for module in (agent, rnd.predictor, rnd.target):
+            module.compile()
+
+    # set up: the run's folder and its logs
+    script = pathlib.Path(__file__).stem
+    name = f"{env_id}__{script}__{args.seed}__{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    run_dir = path.parent if path else pathlib.Path(args.runs_dir) / name
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if args.track:
+            import wandb
+
+            wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
+        writer = SummaryWriter(str(run_dir), purge_step=first_iteration * B if saved else None)
+        (run_dir / "latest.tmp").touch()
+    except OSError as error:
+        raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
+    rows = [f"|{key}|{value}|" for key, value in {**vars(args), **versions()}.items()]
+    writer.add_text("hyperparameters", "\n".join(["|name|value|", "|-|-|", *rows]), first_iteration * B)
+
+    # say what is about to happen
+    memory = 1.05 * (T + 1) * N * 4 * 84 * 84 + B * 600 * 4 + B / args.num_minibatches * 450e3 + 700e6
+    sizes = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
+    print(f"environment  {env_id} x {N}, sticky actions {args.sticky_actions}, {envs.num_actions} actions")
+    print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in sizes.items())}")
+    print(f"memory       about {memory / 1e9:.1f} GB")
+    print(f"steps        {args.total_timesteps:,} in {num_iterations:,} rollouts of {T} x {N}, 4 frames each")
+    print(f"folder       {run_dir}", flush=True)
+
+    # storage of one rollout
+    obs = torch.zeros((T + 1, N, 4, 84, 84), dtype=torch.uint8, device=device)  # row T: what follows the last step
+    next_frames = obs[1:, :, 3]  # (T, N, 84, 84) what RND sees of step t: the newest frame of the next observation
+    actions = torch.zeros((T, N), dtype=torch.int64, device=device)
+    logprobs = torch.zeros((T, N), device=device)
+    values = torch.zeros((T + 1, N, agent.value_head.out_features), device=device)  # (T+1, N, H)
+    host_rewards = np.zeros((T, N), np.float32)
+    host_dones = np.zeros((T, N), bool)
+    host_valid = np.zeros((T, N), bool)
+
+    stop = StopSignal()
+    start_time, last_save, last_print = time.time(), time.time(), 0.0
+    is_terminal = sys.stderr.isatty()
+    obs[0].copy_(torch.from_numpy(envs.reset()))
+
+    # warm up: a random agent gives the moments of the frames something to start from
+    warmup_steps = 0 if saved else args.warmup_rollouts * T
+    for _ in tqdm(range(warmup_steps), desc="random agent", unit="step", disable=not is_terminal, leave=False):
+        random_actions = torch.randint(envs.num_actions, (N,)).numpy()
+        next_obs, _, _, valid = envs.step(random_actions)
+        obs[0].copy_(torch.from_numpy(next_obs))
+        rnd.obs_rms.update(obs[0, :, 3], torch.from_numpy(valid).to(device))
+        if stop.number:
+            print("stopped before training began: nothing to save")
+            return 128 + stop.number
+    if not saved:
+        envs.visited.clear()
+        envs.episodes.clear()
+    announced = set(envs.visited)
+
+    def save(iteration: int) -> None:
+        """Writes latest.pt, and best.pt if the mean return of the last episodes is the best so far."""
+        nonlocal best_score
+        score = float(np.mean(recent)) if recent else float("-inf")
+        state = {
+            "script": script,
+            "args": {**vars(args), "resume": None},
+            "env_id": env_id,
+            "num_envs": N,
+            "num_steps": T,
+            "iteration": iteration,
+            "agent": agent.state_dict(),
+            "rnd": rnd.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "rng_cpu": torch.get_rng_state(),
+            "rng_device": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+            "recent": list(recent),
+            "visited": sorted(envs.visited),
+            "rooms_best": rooms_best,
+            "best_score": max(best_score, score),
+            "seconds": seconds_before + time.time() - start_time,
+        }
+        save_checkpoint(run_dir / "latest.pt", state)
+        if score > best_score:
+            best_score = score
+            save_checkpoint(run_dir / "best.pt", state)
+
+    bar = tqdm(
+        total=num_iterations * B,
+        initial=first_iteration * B,
+        unit="step",
+        unit_scale=True,
+        disable=not is_terminal,
+        smoothing=0.05,
+    )
+    for iteration in range(first_iteration + 1, num_iterations + 1):
+        iteration_start = time.time()
+        global_step = iteration * B
+        if args.anneal_lr:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / num_iterations)
+
+        # collect a rollout
+        for t in range(T):
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+                logits, values[t] = agent(obs[t])
+            policy = torch.distributions.Categorical(logits=logits, validate_args=False)
+            actions[t] = policy.sample()
+            logprobs[t] = policy.log_prob(actions[t])
+            next_obs, host_rewards[t], host_dones[t], host_valid[t] = envs.step(actions[t].cpu().numpy())
+            obs[t + 1].copy_(torch.from_numpy(next_obs))
+            for room in sorted(envs.visited - announced):
+                tqdm.write(f"room {room} seen for the first time, step {global_step - B + (t + 1) * N:,}")
+                announced.add(room)
+            if stop.number:
+                break
+        if stop.number:  # the rollout is dropped: the learner stands where the iteration before left it
+            iteration -= 1
+            break
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            values[T] = agent(obs[T])[1]
+        rewards = torch.from_numpy(host_rewards).to(device)  # (T, N)
+        dones = torch.from_numpy(host_dones).to(device)
+        valid = torch.from_numpy(host_valid).to(device)
+
+        # intrinsic reward: with the moments as they were, then the moments take in what has been seen
+        intrinsic = novelty(rnd, next_frames)  # (T, N), float32 always: bfloat16's rounding could pass for novelty
+        filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
+        rnd.return_rms.update(filtered.flatten(), valid.flatten())
+        intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
+        if args.int_clip is not None:
+            intrinsic = intrinsic.clamp(-args.int_clip, args.int_clip)
+        if args.obs_norm == "running":
+            # paper: o(0) to o(T-1), here: o(1) to o(T) without resets, because these are the frames that RND sees
+            for frames, ok in zip(next_frames, valid, strict=True):
+                rnd.obs_rms.update(frames, ok)
+
+        # advantages
+        if args.single_head:
+            streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
+        else:
+            int_dones = dones if args.int_episodic else torch.zeros_like(dones)
+            streams = [
+                (intrinsic, int_dones, args.int_gamma, args.int_coef),
+                (rewards, dones, args.gamma, args.ext_coef),
+            ]
+        advantages = torch.zeros((T, N), device=device)
+        returns = torch.zeros_like(values[:T])  # (T, N, H)
+        for head, (stream_rewards, stream_dones, gamma, coef) in enumerate(streams):
+            v = values[..., head]
+            stream_adv = gae(stream_rewards, v[:T], v[T], stream_dones, valid, gamma, args.gae_lambda)
+            returns[..., head] = stream_adv + v[:T]
+            advantages += coef * stream_adv
+
+        # update
+        rollout = {
+            "obs": obs[:T],
+            "actions": actions,
+            "logprobs": logprobs,
+            "values": values[:T],
+            "advantages": advantages,
+            "returns": returns,
+            "valid": valid,
+            "next_frames": next_frames,
+            "target_features": target_features(rnd, next_frames),  # with the new moments, as in the reference
+        }  # each (T, N, ...)
+        totals: dict[str, torch.Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
+        for _ in range(args.update_epochs):
+            for first in range(0, N, N // args.num_minibatches):
+                # a minibatch is the rollout of some environments, in the same order in every epoch, as in the reference
+                block = slice(first, first + N // args.num_minibatches)
+                batch = {
+                    key: x[:, block].flatten(0, 1) for key, x in rollout.items()
+                }  # each (B / num_minibatches, ...)
+                optimizer.zero_grad()
+
+                # paper: each sample is kept with probability p, here: a random share of exactly p, because then the
+                # rest is not even computed and the device need not be asked how many there are
+                kept = predictor_subset(batch["valid"], max(1, round(update_proportion * B / args.num_minibatches)))
+                with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+                    predicted = rnd.predictor(whiten(batch["next_frames"][kept], rnd.obs_rms))
+                errors = (predicted.float() - batch["target_features"][kept]).square().mean(1)
+                predictor_loss = masked_mean(errors, batch["valid"][kept])
+                predictor_loss.backward()
+
+                # the policy's gradient, summed over pieces: on a CPU large ones cost a quarter more and far more memory
+                if args.norm_adv:
+                    batch["advantages"] = normalise(batch["advantages"], batch["valid"])
+                for start in range(0, len(batch["valid"]), piece_size):
+                    piece = {key: x[start : start + piece_size] for key, x in batch.items()}
+                    with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+                        logits, new_values = agent(piece["obs"])
+                    loss, metrics = ppo_loss(logits, new_values, piece, args)
+                    share = piece["valid"].sum() / batch["valid"].sum().clamp(min=1)
+                    (share * loss).backward()
+                    for key, value in metrics.items():
+                        totals[key] += share * value.detach()
+
+                grad_norm = nn.utils.get_total_norm([p.grad for p in parameters])
+                if args.max_grad_norm is not None:
+                    nn.utils.clip_grads_with_norm_(parameters, args.max_grad_norm, grad_norm)
+                optimizer.step()
+                totals["predictor_loss"] += predictor_loss.detach()
+                totals["grad_norm"] += grad_norm
+
+        # log: means over the whole update, one transfer from the device
+        scalars = {f"losses/{key}": x / (args.update_epochs * args.num_minibatches) for key, x in totals.items()}
+        for head, suffix in enumerate([""] if args.single_head else ["_int", "_ext"]):
+            variance = explained_variance(values[:T, :, head], returns[..., head], valid)
+            scalars[f"losses/explained_variance{suffix}"] = variance
+        scalars["rnd/intrinsic_reward"] = masked_mean(intrinsic.flatten(), valid.flatten())
+        scalars["rnd/intrinsic_return_std"] = rnd.return_rms.var.sqrt().float()
+        scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
+        for key, value in scalars.items():
+            if not np.isfinite(value) and "explained_variance" not in key:
+                good = run_dir / "latest.pt"
+                where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
+                raise RunError(f"{key} is {value} at step {global_step:,}: stopped; {where}")
+        if envs.episodes:
+            episode_returns, lengths, rooms = zip(*envs.episodes, strict=True)
+            recent.extend(episode_returns)
+            rooms_best = max(rooms_best, *rooms)
+            scalars["charts/episodic_return"] = float(np.mean(episode_returns))
+            scalars["charts/episodic_length"] = float(np.mean(lengths))
+            envs.episodes.clear()
+        if envs.room_byte is not None:
+            rooms_best = max(rooms_best, int(envs.rooms.sum(1).max()))
+            scalars["rnd/rooms_visited"], scalars["rnd/rooms_best_episode"] = len(envs.visited), rooms_best
+        now = time.time()
+        scalars["charts/SPS"] = B / (now - iteration_start)
+        scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+        for key, value in scalars.items():
+            writer.add_scalar(key, value, global_step)
+
+        score = float(np.mean(recent)) if recent else float("nan")
+        status = f"return {score:.1f}  r_int {scalars['rnd/intrinsic_reward']:.4f}"
+        if envs.room_byte is not None:
+            status += f"  rooms {len(envs.visited)} (best episode {rooms_best})"
+        bar.set_postfix_str(status, refresh=False)
+        bar.update(B)
+        if not is_terminal and (iteration == num_iterations or now - last_print > 10):
+            rate = (global_step - first_iteration * B) / (now - start_time)
+            left = datetime.timedelta(seconds=round((num_iterations * B - global_step) / rate))
+            percent = global_step / (num_iterations * B)
+            print(f"{percent:6.1%}  step {global_step:,}  {rate:,.0f} steps/s  left {left}  {status}", flush=True)
+            last_print = now
+
+        # save
+        if now - last_save >= 60 * args.checkpoint_interval and iteration < num_iterations:
+            save(iteration)
+            last_save = time.time()
+        if stop.number:
+            break
+
+    save(iteration)
+    bar.close()
+    writer.close()
+    took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
+    score = f"{np.mean(recent):.1f} over the last {len(recent)} episodes" if recent else "no episode has ended"
+    print(f"score {score}, steps {iteration * B:,}, time {took}, folder {run_dir}")
+    if stop.number:
+        print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
+        return 128 + stop.number
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Evaluation and video
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def make_evaluation_env(env_id: str, args: Args) -> gym.Env:
+    """The game in ale-py, one copy: the same frames and RAM as EnvPool's, and it can be drawn in colour."""
+    gym.register_envs(ale_py)
+    ale_id = next(name for name in gym.registry if name.lower() == f"ale/{env_id}".lower())
+    env = gym.make(
+        ale_id,
+        frameskip=1,
+        repeat_action_probability=args.sticky_actions,
+        max_episode_steps=None,
+        render_mode="rgb_array",
+    )
+    env = gym.wrappers.AtariPreprocessing(env, noop_max=1, frame_skip=4)
+    return gym.wrappers.FrameStackObservation(env, 4)
+
+
+def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, saved: dict) -> None:
+    """Plays whole games with the policy of a checkpoint, actions drawn as in training, and prints unclipped returns."""
+    torch.manual_seed(args.seed)
+    env = make_evaluation_env(env_id, args)
+    agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
+    load_weights(agent, saved["agent"], path)
+    print(f"{path}, step {saved['iteration'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
+    returns, rooms = [], []
+    for episode in tqdm(range(args.eval_episodes), unit="episode", disable=not sys.stderr.isatty()):
+        video = path.parent / "videos" / f"{env_id}_{path.stem}_episode{episode}.mp4"
+        if args.capture_video:
+            video.parent.mkdir(exist_ok=True)
+            writer = imageio.get_writer(video, fps=15, macro_block_size=2)  # 60 frames a second, 4 of them a step
+        obs, _ = env.reset(seed=args.seed + episode)
+        episode_return, episode_rooms = 0.0, set()
+        for _ in range(args.max_episode_steps):
+            with torch.no_grad():
+                logits, _ = agent(torch.from_numpy(obs)[None].to(device))
+            action = torch.distributions.Categorical(logits=logits).sample()
+            obs, reward, terminated, _, _ = env.step(int(action))
+            episode_return += float(reward)
+            if env_id in ROOM_BYTE:
+                episode_rooms.add(int(env.unwrapped.ale.getRAM()[ROOM_BYTE[env_id]]))
+            if args.capture_video:
+                writer.append_data(env.render().repeat(3, axis=0).repeat(3, axis=1))  # (630, 480, 3) uint8
+            if terminated:
+                break
+        returns.append(episode_return)
+        rooms.append(len(episode_rooms))
+        line = f"episode {episode}: return {episode_return:g}"
+        line += f", rooms {sorted(episode_rooms)}" if episode_rooms else ""
+        if args.capture_video:
+            writer.close()
+            line += f", {video}"
+        tqdm.write(line)
+    error = np.std(returns, ddof=1) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
+    line = f"return {np.mean(returns):.1f} +- {error:.1f} (mean, standard error), best {max(returns):g}"
+    print(line + (f", rooms {np.mean(rooms):.1f}, most {max(rooms)}" if env_id in ROOM_BYTE else ""))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Entry point
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        path, saved = None, None
+        if source := args.resume or args.evaluate:
+            path, saved = load_checkpoint("resume" if args.resume else "evaluate", source)
+            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given anew stand, all others are the run's
+        check_args(args)
+        env_id = resolve_env_id(args.env_id)
+        device = resolve_device(args.device)
+        if saved:
+            now = {"env_id": env_id, "num_envs": args.num_envs, "num_steps": args.num_steps}
+            for name in now:
+                if saved[name] != now[name]:
+                    raise UserError(f"{path} is of a run with {name} {saved[name]}, not {now[name]}")
+        if args.evaluate:
+            evaluate(args, env_id, device, path, saved)
+            return 0
+        return train(args, env_id, device, path, saved)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError, torch.OutOfMemoryError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
