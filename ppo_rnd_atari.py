@@ -88,11 +88,7 @@ def parse_int(text: str) -> int:
 Int = Annotated[
     int,
     tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: parse_int(words[0]),
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
+        1, "INT", lambda words: parse_int(words[0]), lambda value: isinstance(value, int), lambda value: [str(value)]
     ),
 ]
 
@@ -254,8 +250,10 @@ class AtariEnvs:
     everything that learns or counts leaves it out.
 
     Attributes:
-        episodes: (return, length, rooms) of every episode since the list was last emptied; unclipped return
+        episodes: (unclipped return, length) of every episode that has ended since the list was last emptied
+        recent: returns of the last 100 episodes
         visited: numbers of all the rooms that any copy has been in
+        rooms_best: the most rooms in one episode
     """
 
     def __init__(self, env_id: str, num_envs: int, seeds: list[int], args: Args):
@@ -280,8 +278,14 @@ class AtariEnvs:
         self.returns = np.zeros(num_envs)  # (N,) of the episodes under way, as the next two
         self.lengths = np.zeros(num_envs, int)
         self.rooms = np.zeros((num_envs, 256), bool)
+        self.clear_statistics()
+
+    def clear_statistics(self) -> None:
+        """Forgets what is said of past episodes."""
+        self.episodes: list[tuple[float, int]] = []
+        self.recent: collections.deque[float] = collections.deque(maxlen=100)
         self.visited: set[int] = set()
-        self.episodes: list[tuple[float, int, int]] = []
+        self.rooms_best = 0
 
     def reset(self) -> np.ndarray:
         """First observations (N, 4, 84, 84) uint8, the newest frame last."""
@@ -304,9 +308,11 @@ class AtariEnvs:
             room = info["ram"][:, self.room_byte]
             self.rooms[valid, room[valid]] = True
             self.visited.update(room[valid].tolist())
+            self.rooms_best = max(self.rooms_best, int(self.rooms.sum(1).max()))
         # With --episodic-life `terminated` is also a lost life; the game is over only where info says so.
         for i in np.flatnonzero(valid & ((info["terminated"] == 1) | truncated)):
-            self.episodes.append((float(self.returns[i]), int(self.lengths[i]), int(self.rooms[i].sum())))
+            self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
+            self.recent.append(float(self.returns[i]))
             self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
         return obs, np.sign(rewards), self.done, valid
 
@@ -382,11 +388,7 @@ class RND(nn.Module):
         # from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*rnd_features()).requires_grad_(False)
         self.predictor = nn.Sequential(
-            *rnd_features(),
-            nn.ReLU(),
-            init_layer(nn.Linear(512, 512)),
-            nn.ReLU(),
-            init_layer(nn.Linear(512, 512)),
+            *rnd_features(), nn.ReLU(), init_layer(nn.Linear(512, 512)), nn.ReLU(), init_layer(nn.Linear(512, 512))
         )
         self.obs_rms = RunningMoments((84, 84), device)
         self.return_rms = RunningMoments((), device)
@@ -515,10 +517,7 @@ def normalise(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def ppo_loss(
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    batch: dict[str, torch.Tensor],
-    args: Args,
+    logits: torch.Tensor, values: torch.Tensor, batch: dict[str, torch.Tensor], args: Args
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Clipped surrogate, value losses and entropy of one minibatch (Schulman et al. 2017, eq. 7 and 9).
 
@@ -568,8 +567,10 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, valid: torch
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints and signals
+# Checkpoints, logs and signals
 # ----------------------------------------------------------------------------------------------------------------------
+
+SCRIPT = pathlib.Path(__file__).stem
 
 
 def save_checkpoint(path: pathlib.Path, state: dict) -> None:
@@ -592,24 +593,60 @@ def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
     path = pathlib.Path(source)
     path = path / "latest.pt" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"--{flag} {source}: there is no checkpoint {path}")
+        raise UserError(f"{flag} {source}: there is no checkpoint {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise UserError(f"--{flag} {source}: {path} is damaged or is no checkpoint") from None
+        raise UserError(f"{flag} {source}: {path} is damaged or is no checkpoint") from None
     script = state.get("script") if isinstance(state, dict) else None
-    if script != pathlib.Path(__file__).stem:
-        raise UserError(f"--{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
+    if script != SCRIPT:
+        raise UserError(f"{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
     return path, state
 
 
-def load_weights(module: nn.Module, weights: dict, path: pathlib.Path) -> None:
-    """module.load_state_dict; UserError if the checkpoint belongs to another architecture."""
+def load_state(part: nn.Module | torch.optim.Optimizer, state: dict, path: pathlib.Path) -> None:
+    """part.load_state_dict; UserError if the checkpoint is of another architecture."""
     try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} holds another architecture than these flags ask for: {reason}") from None
+
+
+def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> tuple[pathlib.Path, SummaryWriter]:
+    """Makes the run's folder, or takes that of checkpoint `path`, and opens its logs."""
+    name = f"{env_id}__{SCRIPT}__{args.seed}__{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    run_dir = path.parent if path else pathlib.Path(args.runs_dir) / name
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if args.track:
+            import wandb
+
+            wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
+        writer = SummaryWriter(str(run_dir), purge_step=step if path else None)
+    except OSError as error:
+        raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
+    here = pathlib.Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    facts = {name: importlib.metadata.version(name) for name in ("torch", "envpool", "gymnasium", "numpy")}
+    facts |= {"python": platform.python_version(), "commit": git.stdout.strip() or "unknown", **vars(args)}
+    writer.add_text("hyperparameters", "\n".join(f"|{k}|{v}|" for k, v in {"name": "value", "-": "-", **facts}.items()))
+    return run_dir, writer
+
+
+def progress_bar(total: int, initial: int, description: str | None = None) -> tqdm:
+    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, steps/s, status."""
+    style = {} if sys.stderr.isatty() else {"bar_format": "{l_bar}{r_bar}\n", "mininterval": 10, "file": sys.stdout}
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        unit=" steps",
+        unit_scale=True,
+        smoothing=0.05,
+        leave=False,
+        **style,
+    )
 
 
 class StopSignal:
@@ -631,153 +668,108 @@ class StopSignal:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
-    """What a result depends on besides the flags: library versions and the git commit of this script."""
-    folder = pathlib.Path(__file__).parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
-    found = {name: importlib.metadata.version(name) for name in ("torch", "envpool", "gymnasium", "numpy")}
-    return {"python": platform.python_version(), **found, "commit": git.stdout.strip() or "unknown"}
-
-
 def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains to the end, or until a signal. Returns the exit status.
-
-    Args: path, saved: the checkpoint to go on from, if any.
-    """
-    T, N = args.num_steps, args.num_envs
+    """Trains to the end, until a signal, or on from the checkpoint `saved` of file `path`. Returns the exit status."""
+    T, N, M = args.num_steps, args.num_envs, args.num_minibatches
     B = T * N  # environment steps in a rollout
-    update_proportion = args.update_proportion or min(1.0, 32 / N)
-    piece_size = 1024 if device.type == "cpu" else B  # samples in one backward pass of the policy
     num_iterations = args.total_timesteps // B
-    first_iteration = saved["iteration"] if saved else 0
-    if first_iteration >= num_iterations:
-        raise UserError(f"{path} has all of its {first_iteration * B} steps; give more with --total-timesteps")
+    iteration = saved["iteration"] if saved else 0
+    if iteration >= num_iterations:
+        raise UserError(f"{path} has all of its {iteration * B:,} steps; ask for more with --total-timesteps")
+    update_proportion = args.update_proportion or min(1.0, 32 / N)
+    piece_size = 1024 if device.type == "cpu" else B // M  # samples in one backward pass of the policy
+    stop = StopSignal()
 
-    # set up: seeds, networks, optimiser
+    # environments, networks, optimiser
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    seeds = np.random.SeedSequence((args.seed, first_iteration)).generate_state(N) >> 1  # fresh episodes on resume
+    seeds = np.random.SeedSequence((args.seed, iteration)).generate_state(N) >> 1  # other episodes after a resume
     envs = AtariEnvs(env_id, N, seeds.tolist(), args)
     agent = Agent(envs.num_actions, num_heads=1 if args.single_head else 2)
     agent.to(device, memory_format=torch.channels_last)
     rnd = RND(N, device).to(memory_format=torch.channels_last)
-    parameters = [*agent.parameters(), *rnd.predictor.parameters()]
-    # paper: the mean squared error of the predictor is part of one loss and one Adam, here too.
+    parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
-    recent = collections.deque(maxlen=100)  # returns of the last episodes
-    rooms_best, best_score, seconds_before = 0, float("-inf"), 0.0
+    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer}
+    best_score, seconds_before = float("-inf"), 0.0
     if saved:
-        load_weights(agent, saved["agent"], path)
-        load_weights(rnd, saved["rnd"], path)
-        optimizer.load_state_dict(saved["optimizer"])
+        for name, part in learner.items():
+            load_state(part, saved[name], path)
         torch.set_rng_state(saved["rng_cpu"])
         if device.type == "cuda" and saved["rng_device"] is not None:
             torch.cuda.set_rng_state(saved["rng_device"])
-        recent.extend(saved["recent"])
-        envs.visited = set(saved["visited"])
-        rooms_best, best_score, seconds_before = saved["rooms_best"], saved["best_score"], saved["seconds"]
+        envs.recent.extend(saved["recent"])
+        envs.visited, envs.rooms_best = set(saved["visited"]), saved["rooms_best"]
+        best_score, seconds_before = saved["best_score"], saved["seconds"]
     if args.compile:
-        for module in (agent, rnd.predictor, rnd.target):
-            module.compile()
+        for network in (agent, rnd.predictor, rnd.target):
+            network.compile()
+    run_dir, writer = open_run(args, env_id, path, iteration * B)
 
-    # set up: the run's folder and its logs
-    script = pathlib.Path(__file__).stem
-    name = f"{env_id}__{script}__{args.seed}__{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    run_dir = path.parent if path else pathlib.Path(args.runs_dir) / name
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if args.track:
-            import wandb
-
-            wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
-        writer = SummaryWriter(str(run_dir), purge_step=first_iteration * B if saved else None)
-        (run_dir / "latest.tmp").touch()
-    except OSError as error:
-        raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
-    rows = [f"|{key}|{value}|" for key, value in {**vars(args), **versions()}.items()]
-    writer.add_text("hyperparameters", "\n".join(["|name|value|", "|-|-|", *rows]), first_iteration * B)
-
-    # say what is about to happen
-    memory = 1.05 * (T + 1) * N * 4 * 84 * 84 + B * 600 * 4 + B / args.num_minibatches * 450e3 + 700e6
-    sizes = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
+    # what is about to happen
+    memory = 0.6e9 + 1.05 * (T + 1) * N * 4 * 84 * 84 + B * 2400 + B / M * 40e3 + min(piece_size, B / M) * 400e3
+    networks = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
     print(f"environment  {env_id} x {N}, sticky actions {args.sticky_actions}, {envs.num_actions} actions")
-    print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in sizes.items())}")
+    print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
     print(f"memory       about {memory / 1e9:.1f} GB")
-    print(f"steps        {args.total_timesteps:,} in {num_iterations:,} rollouts of {T} x {N}, 4 frames each")
+    print(f"steps        {num_iterations * B:,} in {num_iterations:,} rollouts of {T} x {N}; 4 frames a step")
     print(f"folder       {run_dir}", flush=True)
 
     # storage of one rollout
     obs = torch.zeros((T + 1, N, 4, 84, 84), dtype=torch.uint8, device=device)  # row T: what follows the last step
-    next_frames = obs[1:, :, 3]  # (T, N, 84, 84) what RND sees of step t: the newest frame of the next observation
+    next_frames = obs[1:, :, 3]  # (T, N, 84, 84) what RND sees of a step: the newest frame of the next observation
     actions = torch.zeros((T, N), dtype=torch.int64, device=device)
     logprobs = torch.zeros((T, N), device=device)
     values = torch.zeros((T + 1, N, agent.value_head.out_features), device=device)  # (T+1, N, H)
     host_rewards = np.zeros((T, N), np.float32)
-    host_dones = np.zeros((T, N), bool)
-    host_valid = np.zeros((T, N), bool)
-
-    stop = StopSignal()
-    start_time, last_save, last_print = time.time(), time.time(), 0.0
-    is_terminal = sys.stderr.isatty()
+    host_dones, host_valid = np.zeros((T, N), bool), np.zeros((T, N), bool)
     obs[0].copy_(torch.from_numpy(envs.reset()))
 
     # warm up: a random agent gives the moments of the frames something to start from
-    warmup_steps = 0 if saved else args.warmup_rollouts * T
-    for _ in tqdm(range(warmup_steps), desc="random agent", unit="step", disable=not is_terminal, leave=False):
-        random_actions = torch.randint(envs.num_actions, (N,)).numpy()
-        next_obs, _, _, valid = envs.step(random_actions)
-        obs[0].copy_(torch.from_numpy(next_obs))
-        rnd.obs_rms.update(obs[0, :, 3], torch.from_numpy(valid).to(device))
-        if stop.number:
-            print("stopped before training began: nothing to save")
-            return 128 + stop.number
     if not saved:
-        envs.visited.clear()
-        envs.episodes.clear()
+        bar = progress_bar(args.warmup_rollouts * B, 0, "random agent")
+        for _ in range(args.warmup_rollouts * T):
+            next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
+            obs[0].copy_(torch.from_numpy(next_obs))
+            rnd.obs_rms.update(obs[0, :, 3], torch.from_numpy(ok).to(device))
+            bar.update(N)
+            if stop.number:
+                print("stopped before training began: there is nothing to save")
+                return 128 + stop.number
+        bar.close()
+        envs.clear_statistics()
     announced = set(envs.visited)
 
-    def save(iteration: int) -> None:
-        """Writes latest.pt, and best.pt if the mean return of the last episodes is the best so far."""
+    def save() -> None:
+        """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
         nonlocal best_score
-        score = float(np.mean(recent)) if recent else float("-inf")
-        state = {
-            "script": script,
+        score = float(np.mean(envs.recent)) if envs.recent else float("-inf")
+        is_best, best_score = score > best_score, max(score, best_score)
+        state = {name: part.state_dict() for name, part in learner.items()} | {
+            "script": SCRIPT,
             "args": {**vars(args), "resume": None},
-            "env_id": env_id,
-            "num_envs": N,
-            "num_steps": T,
+            "identity": {"env_id": env_id, "num_envs": N, "num_steps": T, "single_head": args.single_head},
             "iteration": iteration,
-            "agent": agent.state_dict(),
-            "rnd": rnd.state_dict(),
-            "optimizer": optimizer.state_dict(),
             "rng_cpu": torch.get_rng_state(),
             "rng_device": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            "recent": list(recent),
+            "recent": list(envs.recent),
             "visited": sorted(envs.visited),
-            "rooms_best": rooms_best,
-            "best_score": max(best_score, score),
+            "rooms_best": envs.rooms_best,
+            "best_score": best_score,
             "seconds": seconds_before + time.time() - start_time,
         }
         save_checkpoint(run_dir / "latest.pt", state)
-        if score > best_score:
-            best_score = score
+        if is_best:
             save_checkpoint(run_dir / "best.pt", state)
 
-    bar = tqdm(
-        total=num_iterations * B,
-        initial=first_iteration * B,
-        unit="step",
-        unit_scale=True,
-        disable=not is_terminal,
-        smoothing=0.05,
-    )
-    for iteration in range(first_iteration + 1, num_iterations + 1):
+    start_time = last_save = time.time()
+    bar = progress_bar(num_iterations * B, iteration * B)
+    while iteration < num_iterations and not stop.number:
         iteration_start = time.time()
-        global_step = iteration * B
         if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - (iteration - 1) / num_iterations)
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
 
         # collect a rollout
         for t in range(T):
@@ -789,20 +781,18 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             next_obs, host_rewards[t], host_dones[t], host_valid[t] = envs.step(actions[t].cpu().numpy())
             obs[t + 1].copy_(torch.from_numpy(next_obs))
             for room in sorted(envs.visited - announced):
-                tqdm.write(f"room {room} seen for the first time, step {global_step - B + (t + 1) * N:,}")
+                tqdm.write(f"room {room} seen for the first time, at step {iteration * B + (t + 1) * N:,}")
                 announced.add(room)
             if stop.number:
                 break
-        if stop.number:  # the rollout is dropped: the learner stands where the iteration before left it
-            iteration -= 1
+        if stop.number:  # what there is of the rollout is dropped; the learner stands where the last one left it
             break
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             values[T] = agent(obs[T])[1]
         rewards = torch.from_numpy(host_rewards).to(device)  # (T, N)
-        dones = torch.from_numpy(host_dones).to(device)
-        valid = torch.from_numpy(host_valid).to(device)
+        dones, valid = torch.from_numpy(host_dones).to(device), torch.from_numpy(host_valid).to(device)  # (T, N)
 
-        # intrinsic reward: with the moments as they were, then the moments take in what has been seen
+        # intrinsic reward, with the moments of the frames as they were; then the moments take in the new frames
         intrinsic = novelty(rnd, next_frames)  # (T, N), float32 always: bfloat16's rounding could pass for novelty
         filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
         rnd.return_rms.update(filtered.flatten(), valid.flatten())
@@ -810,9 +800,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         if args.int_clip is not None:
             intrinsic = intrinsic.clamp(-args.int_clip, args.int_clip)
         if args.obs_norm == "running":
-            # paper: o(0) to o(T-1), here: o(1) to o(T) without resets, because these are the frames that RND sees
-            for frames, ok in zip(next_frames, valid, strict=True):
-                rnd.obs_rms.update(frames, ok)
+            # paper: o(0) to o(T-1), here: o(1) to o(T) less the resets, because these are the frames that RND sees
+            for t in range(T):
+                rnd.obs_rms.update(next_frames[t], valid[t])
 
         # advantages
         if args.single_head:
@@ -825,11 +815,11 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             ]
         advantages = torch.zeros((T, N), device=device)
         returns = torch.zeros_like(values[:T])  # (T, N, H)
-        for head, (stream_rewards, stream_dones, gamma, coef) in enumerate(streams):
+        for head, (r, ends, gamma, coef) in enumerate(streams):
             v = values[..., head]
-            stream_adv = gae(stream_rewards, v[:T], v[T], stream_dones, valid, gamma, args.gae_lambda)
-            returns[..., head] = stream_adv + v[:T]
-            advantages += coef * stream_adv
+            stream_advantages = gae(r, v[:T], v[T], ends, valid, gamma, args.gae_lambda)
+            returns[..., head] = stream_advantages + v[:T]
+            advantages += coef * stream_advantages
 
         # update
         rollout = {
@@ -845,27 +835,26 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         }  # each (T, N, ...)
         totals: dict[str, torch.Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
         for _ in range(args.update_epochs):
-            for first in range(0, N, N // args.num_minibatches):
+            for first in range(0, N, N // M):
                 # a minibatch is the rollout of some environments, in the same order in every epoch, as in the reference
-                block = slice(first, first + N // args.num_minibatches)
                 batch = {
-                    key: x[:, block].flatten(0, 1) for key, x in rollout.items()
-                }  # each (B / num_minibatches, ...)
+                    key: x[:, first : first + N // M].flatten(0, 1) for key, x in rollout.items()
+                }  # each (B/M, ...)
                 optimizer.zero_grad()
 
                 # paper: each sample is kept with probability p, here: a random share of exactly p, because then the
                 # rest is not even computed and the device need not be asked how many there are
-                kept = predictor_subset(batch["valid"], max(1, round(update_proportion * B / args.num_minibatches)))
+                kept = predictor_subset(batch["valid"], max(1, round(update_proportion * B / M)))
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                     predicted = rnd.predictor(whiten(batch["next_frames"][kept], rnd.obs_rms))
                 errors = (predicted.float() - batch["target_features"][kept]).square().mean(1)
                 predictor_loss = masked_mean(errors, batch["valid"][kept])
                 predictor_loss.backward()
 
-                # the policy's gradient, summed over pieces: on a CPU large ones cost a quarter more and far more memory
+                # the policy's gradient, summed over pieces: on a CPU a large one costs a quarter more, and memory
                 if args.norm_adv:
                     batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-                for start in range(0, len(batch["valid"]), piece_size):
+                for start in range(0, B // M, piece_size):
                     piece = {key: x[start : start + piece_size] for key, x in batch.items()}
                     with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                         logits, new_values = agent(piece["obs"])
@@ -881,61 +870,45 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 optimizer.step()
                 totals["predictor_loss"] += predictor_loss.detach()
                 totals["grad_norm"] += grad_norm
+        iteration += 1
 
-        # log: means over the whole update, one transfer from the device
-        scalars = {f"losses/{key}": x / (args.update_epochs * args.num_minibatches) for key, x in totals.items()}
+        # log: means over the whole update, in one transfer from the device
+        scalars = {f"losses/{key}": total / (args.update_epochs * M) for key, total in totals.items()}
         for head, suffix in enumerate([""] if args.single_head else ["_int", "_ext"]):
-            variance = explained_variance(values[:T, :, head], returns[..., head], valid)
-            scalars[f"losses/explained_variance{suffix}"] = variance
-        scalars["rnd/intrinsic_reward"] = masked_mean(intrinsic.flatten(), valid.flatten())
+            explained = explained_variance(values[:T, :, head], returns[..., head], valid)
+            scalars[f"losses/explained_variance{suffix}"] = explained
+        scalars["rnd/intrinsic_reward"] = masked_mean(intrinsic, valid)
         scalars["rnd/intrinsic_return_std"] = rnd.return_rms.var.sqrt().float()
         scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
         for key, value in scalars.items():
-            if not np.isfinite(value) and "explained_variance" not in key:
+            if not np.isfinite(value) and "explained_variance" not in key:  # which is NaN while all returns are equal
                 good = run_dir / "latest.pt"
                 where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {global_step:,}: stopped; {where}")
+                raise RunError(f"{key} is {value} at step {iteration * B:,}: stopped; {where}")
         if envs.episodes:
-            episode_returns, lengths, rooms = zip(*envs.episodes, strict=True)
-            recent.extend(episode_returns)
-            rooms_best = max(rooms_best, *rooms)
-            scalars["charts/episodic_return"] = float(np.mean(episode_returns))
-            scalars["charts/episodic_length"] = float(np.mean(lengths))
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(envs.episodes, axis=0)
             envs.episodes.clear()
         if envs.room_byte is not None:
-            rooms_best = max(rooms_best, int(envs.rooms.sum(1).max()))
-            scalars["rnd/rooms_visited"], scalars["rnd/rooms_best_episode"] = len(envs.visited), rooms_best
-        now = time.time()
-        scalars["charts/SPS"] = B / (now - iteration_start)
+            scalars["rnd/rooms_visited"], scalars["rnd/rooms_best_episode"] = len(envs.visited), envs.rooms_best
+        scalars["charts/SPS"] = B / (time.time() - iteration_start)
         scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
         for key, value in scalars.items():
-            writer.add_scalar(key, value, global_step)
-
-        score = float(np.mean(recent)) if recent else float("nan")
-        status = f"return {score:.1f}  r_int {scalars['rnd/intrinsic_reward']:.4f}"
-        if envs.room_byte is not None:
-            status += f"  rooms {len(envs.visited)} (best episode {rooms_best})"
-        bar.set_postfix_str(status, refresh=False)
+            writer.add_scalar(key, value, iteration * B)
+        score = f"{np.mean(envs.recent):.1f}" if envs.recent else "none yet"
+        rooms = f", rooms {len(envs.visited)} (best episode {envs.rooms_best})" if envs.room_byte is not None else ""
+        bar.set_postfix_str(f"return {score}, r_int {scalars['rnd/intrinsic_reward']:.4f}{rooms}", refresh=False)
         bar.update(B)
-        if not is_terminal and (iteration == num_iterations or now - last_print > 10):
-            rate = (global_step - first_iteration * B) / (now - start_time)
-            left = datetime.timedelta(seconds=round((num_iterations * B - global_step) / rate))
-            percent = global_step / (num_iterations * B)
-            print(f"{percent:6.1%}  step {global_step:,}  {rate:,.0f} steps/s  left {left}  {status}", flush=True)
-            last_print = now
 
         # save
-        if now - last_save >= 60 * args.checkpoint_interval and iteration < num_iterations:
-            save(iteration)
+        if time.time() - last_save >= 60 * args.checkpoint_interval:
+            save()
             last_save = time.time()
-        if stop.number:
-            break
 
-    save(iteration)
+    save()
     bar.close()
     writer.close()
+    score = f"{np.mean(envs.recent):.1f} over the last {len(envs.recent)} episodes" if envs.recent else "none yet"
     took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
-    score = f"{np.mean(recent):.1f} over the last {len(recent)} episodes" if recent else "no episode has ended"
     print(f"score {score}, steps {iteration * B:,}, time {took}, folder {run_dir}")
     if stop.number:
         print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
@@ -968,7 +941,7 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
     torch.manual_seed(args.seed)
     env = make_evaluation_env(env_id, args)
     agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
-    load_weights(agent, saved["agent"], path)
+    load_state(agent, saved["agent"], path)
     print(f"{path}, step {saved['iteration'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
     returns, rooms = [], []
     for episode in tqdm(range(args.eval_episodes), unit="episode", disable=not sys.stderr.isatty()):
@@ -1014,16 +987,16 @@ def main() -> int:
     try:
         path, saved = None, None
         if source := args.resume or args.evaluate:
-            path, saved = load_checkpoint("resume" if args.resume else "evaluate", source)
+            path, saved = load_checkpoint("--resume" if args.resume else "--evaluate", source)
             args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given anew stand, all others are the run's
         check_args(args)
         env_id = resolve_env_id(args.env_id)
         device = resolve_device(args.device)
         if saved:
-            now = {"env_id": env_id, "num_envs": args.num_envs, "num_steps": args.num_steps}
-            for name in now:
-                if saved[name] != now[name]:
-                    raise UserError(f"{path} is of a run with {name} {saved[name]}, not {now[name]}")
+            for name, value in saved["identity"].items():
+                wanted = env_id if name == "env_id" else getattr(args, name)
+                if value != wanted:
+                    raise UserError(f"{path} is of a run with {name} {value}, not {wanted}")
         if args.evaluate:
             evaluate(args, env_id, device, path, saved)
             return 0
