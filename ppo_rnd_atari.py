@@ -19,9 +19,10 @@ Five things make it work:
      be gone before the policy could act upon it.
   5. The game has sticky actions, and the loss of a life is not the end of an episode.
 
-Train      python ppo_rnd_atari.py --env-id MontezumaRevenge
-Resume     python ppo_rnd_atari.py --resume runs/<run>
-Evaluate   python ppo_rnd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
+Three commands, to train, to resume and to evaluate:
+    python ppo_rnd_atari.py --env-id MontezumaRevenge
+    python ppo_rnd_atari.py --resume runs/<run>
+    python ppo_rnd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
 
 What to expect: the paper's agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4 frames). The
 key of the first room is usually held after 10 to 20 million frames. README.md has what this script has reached, its
@@ -95,93 +96,57 @@ Int = Annotated[
 
 @dataclasses.dataclass
 class Args:
+    # Tables and sections are the paper's; "reference" is its authors' code. The comments are the help of `--help`.
+
     # experiment
-    seed: Int = 1
-    """seed of the networks, the actions and the environments"""
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """auto takes cuda, then mps, then cpu"""
-    bf16: bool = False
-    """run the policy network in bfloat16 (weights stay fp32): faster on CPUs with AVX512-BF16 or AMX and on GPUs"""
-    compile: bool = False
-    """torch.compile the networks: a minute of waiting, then faster; on a CPU it needs a C++ compiler"""
-    runs_dir: str = "runs"
-    """where the run's folder is made"""
-    checkpoint_interval: float = 5.0
-    """minutes between checkpoints; 0 saves after every iteration"""
-    resume: str | None = None
-    """a run's folder or a checkpoint: go on from there, with its flags except those given anew"""
-    evaluate: str | None = None
-    """a run's folder or a checkpoint: play with it, do not train"""
-    eval_episodes: Int = 20
-    """episodes to play with --evaluate"""
-    capture_video: bool = False
-    """with --evaluate: write an mp4 of every episode into the run's folder"""
-    track: bool = False
-    """send the logs to Weights & Biases too (pip install wandb; WANDB_MODE=offline works)"""
-    wandb_project: str = "rnd"
-    """project name for --track"""
+    seed: Int = 1  # seed of the networks, the actions and the environments
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda, then mps, then cpu
+    bf16: bool = False  # bfloat16 in the policy and the predictor's training; for GPUs and CPUs that have it
+    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; on a CPU it needs a C++ compiler
+    runs_dir: str = "runs"  # where the run's folder is made
+    checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every rollout
+    resume: str | None = None  # a run's folder or a checkpoint: go on, with its flags except those given anew
+    evaluate: str | None = None  # a run's folder or a checkpoint: play with it, do not train
+    eval_episodes: Int = 20  # episodes to play with --evaluate
+    capture_video: bool = False  # with --evaluate: an mp4 of every episode, in the run's folder
+    track: bool = False  # send the logs to Weights & Biases too (pip install wandb; WANDB_MODE=offline works)
+    wandb_project: str = "rnd"  # project name for --track
 
     # environment
-    env_id: str = "MontezumaRevenge"
-    """the game; MontezumaRevenge, MontezumaRevenge-v5 and ALE/MontezumaRevenge-v5 mean the same"""
-    num_envs: Int = 128
-    """parallel environments (paper A.4: 128)"""
-    sticky_actions: float = 0.25
-    """probability that an emulator frame repeats the action before (paper table 2)"""
-    max_episode_steps: Int = 4500
-    """steps after which an episode is cut (paper table 2: 18,000 frames)"""
-    episodic_life: bool = False
-    """end the episode, as far as learning is concerned, when a life is lost (paper table 2: no)"""
+    env_id: str = "MontezumaRevenge"  # the game; MontezumaRevenge-v5 and ALE/MontezumaRevenge-v5 mean the same
+    num_envs: Int = 128  # parallel environments, N (A.4)
+    sticky_actions: float = 0.25  # probability that an emulator frame repeats the action before (table 2)
+    max_episode_steps: Int = 4500  # steps after which an episode is cut; 4 frames a step (table 2: 18,000 frames)
+    episodic_life: bool = False  # a lost life ends the episode, as far as learning is concerned (table 2: no)
 
     # PPO
-    total_timesteps: Int = 491_520_000
-    """environment steps over all environments, 4 frames each (paper table 5: 30,000 rollouts of 128 x 128)"""
-    learning_rate: float = 1e-4
-    """Adam's step size (paper table 5)"""
-    anneal_lr: bool = False
-    """let the learning rate fall linearly to 0 (reference: constant)"""
-    num_steps: Int = 128
-    """steps per environment and rollout, T (paper table 5)"""
-    num_minibatches: Int = 4
-    """minibatches per epoch; each holds the whole rollout of num_envs / num_minibatches environments (paper table 5)"""
-    update_epochs: Int = 4
-    """passes over a rollout (paper table 5)"""
-    gamma: float = 0.999
-    """discount of the extrinsic stream (paper table 5)"""
-    gae_lambda: float = 0.95
-    """lambda of generalised advantage estimation, both streams (paper table 5)"""
-    clip_coef: float = 0.1
-    """PPO's clip range (paper table 5)"""
-    ent_coef: float = 0.001
-    """weight of the entropy bonus (paper table 5)"""
-    vf_coef: float = 1.0
-    """weight of the value losses, 0.5 * squared error for each head (reference)"""
-    norm_adv: bool = False
-    """normalise the advantages of each minibatch (reference: no)"""
-    clip_vloss: bool = False
-    """clip the change of the values as PPO clips the policy's (reference: no)"""
-    max_grad_norm: float | None = None
-    """clip the norm of the gradient, policy and predictor together (reference: no)"""
+    total_timesteps: Int = 491_520_000  # environment steps, 4 frames each (table 5: 30,000 rollouts)
+    num_steps: Int = 128  # steps of each environment in a rollout, T (table 5)
+    num_minibatches: Int = 4  # minibatches in an epoch, each of num_envs / num_minibatches environments (table 5)
+    update_epochs: Int = 4  # passes over a rollout (table 5)
+    learning_rate: float = 1e-4  # Adam's step size (table 5)
+    anneal_lr: bool = False  # let the learning rate fall to 0 in a straight line (reference: constant)
+    gamma: float = 0.999  # discount of the extrinsic stream (table 5)
+    gae_lambda: float = 0.95  # lambda of generalised advantage estimation, both streams (table 5)
+    clip_coef: float = 0.1  # PPO's clip range (table 5)
+    ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
+    vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
+    norm_adv: bool = False  # normalise the advantages of each minibatch (reference: no)
+    clip_vloss: bool = False  # clip the change of the values as PPO clips the policy's (reference: no)
+    max_grad_norm: float | None = None  # clip the gradient's norm, policy and predictor together (reference: no)
 
     # RND
-    int_coef: float = 1.0
-    """weight of the intrinsic advantage (paper table 5); 0 is PPO without the bonus"""
-    ext_coef: float = 2.0
-    """weight of the extrinsic advantage (paper table 5); 0 is exploration alone"""
-    int_gamma: float = 0.99
-    """discount of the intrinsic stream (paper table 5)"""
-    int_episodic: bool = False
-    """let the intrinsic stream end with the episode (paper section 2.3: no)"""
-    single_head: bool = False
-    """one value head on int_coef * r_int + ext_coef * r_ext, episodic, discounted by --gamma (paper section 2.3: no)"""
-    int_clip: float | None = None
-    """clip the normalised intrinsic reward at plus and minus this (reference: no)"""
-    update_proportion: float | None = None
-    """share of each minibatch that the predictor learns from (paper A.4: 32 / num_envs, at most 1)"""
-    obs_norm: Literal["running", "frozen"] = "running"
-    """moments of the frames: updated after every rollout (reference), or frozen after the random agent's warm-up"""
-    warmup_rollouts: Int = 50
-    """rollouts of a random agent that initialise the moments of the frames (reference: 50)"""
+    int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO without the bonus
+    ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
+    int_gamma: float = 0.99  # discount of the intrinsic stream (table 5)
+    int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
+    single_head: bool = False  # one value for int_coef * r_int + r_ext * ext_coef, episodic, --gamma (section 2.3: no)
+    int_clip: float | None = None  # clip the normalised intrinsic reward at plus and minus this (reference: no)
+    update_proportion: float | None = None  # share of a minibatch the predictor learns from (A.4: 32 / num_envs, max 1)
+    obs_norm: Literal["running", "frozen"] = (
+        "running"  # frozen: keep the moments of the frames as the warm-up left them
+    )
+    warmup_rollouts: Int = 50  # rollouts of a random agent that start the moments of the frames (reference: 50)
 
 
 def check_args(args: Args) -> None:
@@ -233,7 +198,7 @@ ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the game keeps 
 
 def resolve_env_id(name: str) -> str:
     """EnvPool's id for any spelling of a game, e.g. `MontezumaRevenge-v5` for `ALE/MontezumaRevenge-v5`."""
-    games = {game.replace("_", ""): game.title().replace("_", "") + "-v5" for game in atari_game_list}
+    games = {game.replace("_", ""): "".join(map(str.capitalize, game.split("_"))) + "-v5" for game in atari_game_list}
     key = name.lower().removeprefix("ale/").removesuffix("-v5").replace("_", "")
     if key in games:
         return games[key]
@@ -623,7 +588,7 @@ def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> t
             import wandb
 
             wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
-        writer = SummaryWriter(str(run_dir), purge_step=step if path else None)
+        writer = SummaryWriter(str(run_dir), purge_step=step + 1 if path else None)
     except OSError as error:
         raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
     here = pathlib.Path(__file__).parent
@@ -634,19 +599,23 @@ def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> t
     return run_dir, writer
 
 
-def progress_bar(total: int, initial: int, description: str | None = None) -> tqdm:
-    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, steps/s, status."""
-    style = {} if sys.stderr.isatty() else {"bar_format": "{l_bar}{r_bar}\n", "mininterval": 10, "file": sys.stdout}
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=" steps",
-        unit_scale=True,
-        smoothing=0.05,
-        leave=False,
-        **style,
-    )
+class Progress(tqdm):
+    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, rate, status."""
+
+    def __init__(self, total: int, initial: int, desc: str | None = None):
+        self.terminal = sys.stderr.isatty()
+        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10}
+        super().__init__(total=total, initial=initial, desc=desc, unit=" steps", unit_scale=True, leave=False, **style)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.terminal:
+            super().display(msg, pos)
+        elif msg is None:
+            print(str(self).replace("|", ""), flush=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        tqdm.write(line) if self.terminal else print(line, flush=True)
 
 
 class StopSignal:
@@ -660,7 +629,7 @@ class StopSignal:
     def receive(self, number: int, _frame: object) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
-        tqdm.write("stopping after a checkpoint (once more: at once)")
+        print("\nstopping after a checkpoint; once more: at once", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -729,7 +698,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
 
     # warm up: a random agent gives the moments of the frames something to start from
     if not saved:
-        bar = progress_bar(args.warmup_rollouts * B, 0, "random agent")
+        bar = Progress(args.warmup_rollouts * B, 0, "random agent")
         for _ in range(args.warmup_rollouts * T):
             next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
             obs[0].copy_(torch.from_numpy(next_obs))
@@ -765,7 +734,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             save_checkpoint(run_dir / "best.pt", state)
 
     start_time = last_save = time.time()
-    bar = progress_bar(num_iterations * B, iteration * B)
+    bar = Progress(num_iterations * B, iteration * B)
     while iteration < num_iterations and not stop.number:
         iteration_start = time.time()
         if args.anneal_lr:
@@ -781,7 +750,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             next_obs, host_rewards[t], host_dones[t], host_valid[t] = envs.step(actions[t].cpu().numpy())
             obs[t + 1].copy_(torch.from_numpy(next_obs))
             for room in sorted(envs.visited - announced):
-                tqdm.write(f"room {room} seen for the first time, at step {iteration * B + (t + 1) * N:,}")
+                bar.say(f"room {room} seen for the first time, at step {iteration * B + (t + 1) * N:,}")
                 announced.add(room)
             if stop.number:
                 break
