@@ -140,12 +140,10 @@ class Args:
     ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream (table 5)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
-    single_head: bool = False  # one value for int_coef * r_int + r_ext * ext_coef, episodic, --gamma (section 2.3: no)
+    single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at plus and minus this (reference: no)
     update_proportion: float | None = None  # share of a minibatch the predictor learns from (A.4: 32 / num_envs, max 1)
-    obs_norm: Literal["running", "frozen"] = (
-        "running"  # frozen: keep the moments of the frames as the warm-up left them
-    )
+    obs_norm: Literal["running", "frozen"] = "running"  # frozen: the moments stay as the warm-up left them
     warmup_rollouts: Int = 50  # rollouts of a random agent that start the moments of the frames (reference: 50)
 
 
@@ -694,15 +692,15 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     values = torch.zeros((T + 1, N, agent.value_head.out_features), device=device)  # (T+1, N, H)
     host_rewards = np.zeros((T, N), np.float32)
     host_dones, host_valid = np.zeros((T, N), bool), np.zeros((T, N), bool)
-    obs[0].copy_(torch.from_numpy(envs.reset()))
+    obs[T].copy_(torch.from_numpy(envs.reset()))
 
     # warm up: a random agent gives the moments of the frames something to start from
     if not saved:
         bar = Progress(args.warmup_rollouts * B, 0, "random agent")
         for _ in range(args.warmup_rollouts * T):
             next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
-            obs[0].copy_(torch.from_numpy(next_obs))
-            rnd.obs_rms.update(obs[0, :, 3], torch.from_numpy(ok).to(device))
+            obs[T].copy_(torch.from_numpy(next_obs))
+            rnd.obs_rms.update(obs[T, :, 3], torch.from_numpy(ok).to(device))
             bar.update(N)
             if stop.number:
                 print("stopped before training began: there is nothing to save")
@@ -741,6 +739,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
 
         # collect a rollout
+        obs[0].copy_(obs[T])
         for t in range(T):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                 logits, values[t] = agent(obs[t])
@@ -805,10 +804,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         totals: dict[str, torch.Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
         for _ in range(args.update_epochs):
             for first in range(0, N, N // M):
-                # a minibatch is the rollout of some environments, in the same order in every epoch, as in the reference
-                batch = {
-                    key: x[:, first : first + N // M].flatten(0, 1) for key, x in rollout.items()
-                }  # each (B/M, ...)
+                # a minibatch is the rollout of N/M environments, in the same order in every epoch, as in the reference
+                batch = {key: x[:, first : first + N // M].flatten(0, 1) for key, x in rollout.items()}  # (B/M, ...)
                 optimizer.zero_grad()
 
                 # paper: each sample is kept with probability p, here: a random share of exactly p, because then the

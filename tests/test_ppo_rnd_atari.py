@@ -558,6 +558,19 @@ def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts
     assert len(warmup) == T
 
 
+def test_the_policy_acts_on_what_the_environments_showed_last(fake_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
+    monkeypatch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, steps := []))
+    train(small_args(total_timesteps=3 * 64, update_epochs=1), tmp_path)
+    acted = [call[0][1] for call in forwards if len(call[0][1]) == 4]  # (N, 4, 84, 84); updates have larger batches
+    shown = [call[1][0] for call in steps]
+    expected = []
+    for rollout in range(3):  # 16 steps each, after 16 of warm-up, and once more for the value of what follows
+        expected += shown[16 * (rollout + 1) - 1 : 16 * (rollout + 2)]
+    assert len(acted) == len(expected) == 3 * 17
+    assert all(np.array_equal(a, b) for a, b in zip(acted, expected, strict=True))
+
+
 def test_one_iteration_equals_a_plain_transcription_of_the_reference(fake_pool, tmp_path, monkeypatch):
     T, N, M, epochs = 16, 4, 2, 3
     args = small_args(num_minibatches=M, update_epochs=epochs, update_proportion=1.0)
