@@ -36,6 +36,7 @@ import datetime
 import difflib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import pathlib
 import pickle
@@ -43,6 +44,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Annotated, Literal
 
@@ -55,6 +57,7 @@ import torch
 import torch.nn as nn
 import tyro
 from envpool.atari.registration import atari_game_list
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -319,7 +322,7 @@ class Agent(nn.Module):
         self.policy_head = init_layer(nn.Linear(448, num_actions), gain=0.01)
         self.value_head = init_layer(nn.Linear(448, num_heads), gain=0.01)
 
-    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (B, 4, 84, 84) uint8 -> logits (B, num_actions), values (B, num_heads), float32."""
         inputs = obs.to(memory_format=torch.channels_last).float().div_(255)
         hidden = self.trunk(inputs)  # (B, 448)
@@ -379,7 +382,7 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.tensor(1e-4, dtype=dtype))
 
     @torch.no_grad()
-    def update(self, batch: torch.Tensor, valid: torch.Tensor) -> None:
+    def update(self, batch: Tensor, valid: Tensor) -> None:
         """Takes in batch (B, *shape), of which only the rows with valid (B,) True count."""
         batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
         count = weight.sum()
@@ -394,34 +397,26 @@ class RunningMoments(nn.Module):
         self.count.copy_(total)
 
 
-def whiten(frames: torch.Tensor, obs_rms: RunningMoments) -> torch.Tensor:
+def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
     """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 deviations."""
     mean, std = obs_rms.mean.float(), obs_rms.var.sqrt().float()
     return frames.float().sub_(mean).div_(std).clamp_(-5, 5).unsqueeze(1)
 
 
 @torch.no_grad()
-def novelty(rnd: RND, frames: torch.Tensor) -> torch.Tensor:
+def features(network: nn.Module, frames: Tensor, obs_rms: RunningMoments) -> Tensor:
+    """Frames (T, N, 84, 84) uint8 -> features (T, N, 512) of target or predictor, about 1,024 frames at a time."""
+    chunks = frames.split(max(1, 1024 // frames.shape[1]))
+    return torch.cat([network(whiten(c.flatten(0, 1), obs_rms)).unflatten(0, c.shape[:2]) for c in chunks])
+
+
+def novelty(rnd: RND, frames: Tensor) -> Tensor:
     """Raw intrinsic reward: frames (T, N, 84, 84) uint8 -> mean squared error of the predictor (T, N)."""
-    rows = max(1, 1024 // frames.shape[1])
-    errors = []
-    for chunk in frames.split(rows):  # (rows, N, 84, 84)
-        inputs = whiten(chunk.flatten(0, 1), rnd.obs_rms)
-        errors.append((rnd.predictor(inputs) - rnd.target(inputs)).square().mean(1).view(chunk.shape[:2]))
-    return torch.cat(errors)
+    error = features(rnd.predictor, frames, rnd.obs_rms) - features(rnd.target, frames, rnd.obs_rms)
+    return error.square().mean(-1)
 
 
-@torch.no_grad()
-def target_features(rnd: RND, frames: torch.Tensor) -> torch.Tensor:
-    """What the predictor is to learn: frames (T, N, 84, 84) uint8 -> target features (T, N, 512)."""
-    rows = max(1, 1024 // frames.shape[1])
-    chunks = [rnd.target(whiten(c.flatten(0, 1), rnd.obs_rms)).view(*c.shape[:2], -1) for c in frames.split(rows)]
-    return torch.cat(chunks)
-
-
-def reward_filter(
-    rewards: torch.Tensor, valid: torch.Tensor, gamma: float, state: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
 
     It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on); a reset step
@@ -437,14 +432,8 @@ def reward_filter(
 
 
 def gae(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    last_value: torch.Tensor,
-    dones: torch.Tensor,
-    valid: torch.Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> torch.Tensor:
+    rewards: Tensor, values: Tensor, last_value: Tensor, dones: Tensor, valid: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
 
         delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
@@ -468,20 +457,18 @@ def gae(
     return advantages
 
 
-def masked_mean(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
-def normalise(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def normalise(x: Tensor, valid: Tensor) -> Tensor:
     """x (B,) with mean 0 and deviation 1 over its valid entries."""
     centred = x - masked_mean(x, valid)
     return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
 
 
-def ppo_loss(
-    logits: torch.Tensor, values: torch.Tensor, batch: dict[str, torch.Tensor], args: Args
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, value losses and entropy of one minibatch (Schulman et al. 2017, eq. 7 and 9).
 
     Args: logits (B, A) and values (B, H) of the network being trained; batch: actions, logprobs, advantages, valid
@@ -518,12 +505,12 @@ def ppo_loss(
     return loss, metrics
 
 
-def predictor_subset(valid: torch.Tensor, size: int) -> torch.Tensor:
+def predictor_subset(valid: Tensor, size: int) -> Tensor:
     """Indices (size,) of a random subset of the entries with valid (B,) True; others only if there are too few."""
     return (torch.rand(len(valid), device=valid.device) + ~valid).argsort()[:size]
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
     return 1 - (returns - values).var() / returns.var()
@@ -538,17 +525,17 @@ SCRIPT = pathlib.Path(__file__).stem
 
 def save_checkpoint(path: pathlib.Path, state: dict) -> None:
     """Writes `state` so that `path` is at any moment a whole checkpoint, the old or the new one, or raises RunError."""
-    temporary = path.with_suffix(".tmp")
+    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    torch.save(state, buffer)
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        kept = f"the one before, {path}, is whole" if path.exists() else "there was none before"
-        raise RunError(f"cannot save a checkpoint ({str(error).splitlines()[0]}); {kept}") from None
+        raise RunError(f"cannot write {path} ({error.strerror})") from None
 
 
 def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
@@ -586,6 +573,7 @@ def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> t
             import wandb
 
             wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
+        threading.excepthook = lambda _: None  # TensorBoard's thread: its errors reach this one at the next scalar
         writer = SummaryWriter(str(run_dir), purge_step=step + 1 if path else None)
     except OSError as error:
         raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
@@ -603,7 +591,7 @@ class Progress(tqdm):
     def __init__(self, total: int, initial: int, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
         style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10}
-        super().__init__(total=total, initial=initial, desc=desc, unit=" steps", unit_scale=True, leave=False, **style)
+        super().__init__(total=total, initial=initial, desc=desc, unit=" steps", unit_scale=True, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.terminal:
@@ -799,9 +787,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             "returns": returns,
             "valid": valid,
             "next_frames": next_frames,
-            "target_features": target_features(rnd, next_frames),  # with the new moments, as in the reference
+            "targets": features(rnd.target, next_frames, rnd.obs_rms),  # with the new moments, as in the reference
         }  # each (T, N, ...)
-        totals: dict[str, torch.Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
+        totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
         for _ in range(args.update_epochs):
             for first in range(0, N, N // M):
                 # a minibatch is the rollout of N/M environments, in the same order in every epoch, as in the reference
@@ -813,7 +801,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 kept = predictor_subset(batch["valid"], max(1, round(update_proportion * B / M)))
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                     predicted = rnd.predictor(whiten(batch["next_frames"][kept], rnd.obs_rms))
-                errors = (predicted.float() - batch["target_features"][kept]).square().mean(1)
+                errors = (predicted.float() - batch["targets"][kept]).square().mean(1)
                 predictor_loss = masked_mean(errors, batch["valid"][kept])
                 predictor_loss.backward()
 
@@ -971,7 +959,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
         return 1
 
 

@@ -154,11 +154,11 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
         import ppo_rnd_atari as script
 
         parts.wrap(script.AtariEnvs, "step", "environments")
-        for name in ("novelty", "target_features", "reward_filter"):
+        for name in ("features", "reward_filter"):
             parts.wrap(script, name, "RND pass")
         parts.wrap(script.RunningMoments, "update", "RND pass")
         parts.wrap(script, "gae", "advantages")
-        parts.wrap(script.torch.Tensor, "backward", "update")
+        parts.wrap(torch.Tensor, "backward", "update")
         parts.wrap(script, "ppo_loss", "update")
         parts.wrap(script.torch.optim.Adam, "step", "update")
         forward = script.Agent.forward

@@ -280,7 +280,7 @@ def test_subset_equals_the_masked_loss():
     frames = torch.randint(256, (40, 84, 84), dtype=torch.uint8)
     rnd.obs_rms.update(frames, torch.ones(40, dtype=torch.bool))
     valid = torch.rand(40) < 0.8
-    features = script.target_features(rnd, frames[None])[0]
+    features = script.features(rnd.target, frames[None], rnd.obs_rms)[0]
     kept = script.predictor_subset(valid, 10)
     assert len(set(kept.tolist())) == 10 and valid[kept].all()
 
@@ -502,18 +502,15 @@ def frame_numbers(frames: torch.Tensor | np.ndarray) -> list[int]:
 def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts(fake_pool, tmp_path, monkeypatch):
     rewarded, learned, moments = [], [], []
     novelty, whiten, update = script.novelty, script.whiten, script.RunningMoments.update
-    busy = []  # whiten is also called inside novelty and target_features
+    busy = []  # whiten is also called inside features
 
     def spy_novelty(rnd, frames):
         rewarded.append(frames.clone())
-        busy.append(1)
-        result = novelty(rnd, frames)
-        busy.pop()
-        return result
+        return novelty(rnd, frames)
 
-    def spy_features(rnd, frames, function=script.target_features):
+    def spy_features(*args, function=script.features):
         busy.append(1)
-        result = function(rnd, frames)
+        result = function(*args)
         busy.pop()
         return result
 
@@ -528,7 +525,7 @@ def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts
         return update(self, batch, valid)
 
     monkeypatch.setattr(script, "novelty", spy_novelty)
-    monkeypatch.setattr(script, "target_features", spy_features)
+    monkeypatch.setattr(script, "features", spy_features)
     monkeypatch.setattr(script, "whiten", spy_whiten)
     monkeypatch.setattr(script.RunningMoments, "update", spy_update)
     T, N = 16, 4
@@ -1011,8 +1008,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     out = run_script("ppo_rnd_atari.py", *flags, cwd=tmp_path, preexec_fn=small_disk)
     assert out.returncode == 1
     errors = [line for line in out.stderr.splitlines() if line]
-    assert len(errors) == 1 and errors[0].startswith("error: cannot save a checkpoint"), out.stderr
-    assert "is whole" in errors[0]
+    assert len(errors) == 1 and errors[0].startswith("error: cannot write "), out.stderr
+    assert "(File too large); what was saved before is whole" in errors[0]
     assert (run_dir / "latest.pt").read_bytes() == before
     assert not list(run_dir.glob("*.tmp"))
 

@@ -1,0 +1,121 @@
+"""Does the bonus fall on what is seen often, and stay high on what is not? A measurement, and a figure.
+
+    python benchmark/novelty.py --out docs/results/novelty_montezuma
+
+A random agent plays Montezuma's Revenge; it stays in room 1. The predictor of ppo_rnd_atari.py learns from its frames
+as in training, with the script's own functions. Meanwhile the raw intrinsic reward is measured on frames that never
+train it: others of room 1, of rooms that the agent has not been in (reached by writing the room's number into the RAM),
+and of other games. OUT.csv gets the numbers, OUT.png the figure.
+"""
+
+import argparse
+import csv
+import pathlib
+import sys
+
+import matplotlib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import ppo_rnd_atari as script
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOMS = (0, 2, 5, 10, 15, 20)
+GAMES = ("Venture-v5", "Gravitar-v5", "Pitfall-v5", "PrivateEye-v5")
+
+
+def random_frames(env_id: str, num_envs: int, steps: int, seed: int) -> torch.Tensor:
+    """Frames (steps, num_envs, 84, 84) uint8 of a random agent."""
+    envs = script.AtariEnvs(env_id, num_envs, [seed + i for i in range(num_envs)], script.Args())
+    envs.reset()
+    rng = np.random.default_rng(seed)
+    frames = [envs.step(rng.integers(envs.num_actions, size=num_envs))[0][:, 3] for _ in range(steps)]
+    return torch.from_numpy(np.stack(frames))
+
+
+def room_frames(room: int, steps: int) -> torch.Tensor:
+    """Frames (steps, 1, 84, 84) uint8 of a room of Montezuma's Revenge in which a random agent is put down."""
+    env = script.make_evaluation_env("MontezumaRevenge-v5", script.Args())
+    rng = np.random.default_rng(room)
+    env.reset(seed=room)
+    frames = []
+    while len(frames) < steps:
+        env.unwrapped.ale.setRAM(3, room)
+        obs, _, terminated, _, _ = env.step(int(rng.integers(env.action_space.n)))
+        if terminated:
+            env.reset()
+        elif env.unwrapped.ale.getRAM()[3] == room:
+            frames.append(np.array(obs)[3])
+    return torch.from_numpy(np.stack(frames[4:]))[:, None]  # the first frames still show the room before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, help="path of the results, without its ending")
+    parser.add_argument("--rollouts", type=int, default=300, help="rollouts of 32 x 32 steps to learn from")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    device, rng = torch.device("cpu"), np.random.default_rng(args.seed)
+    T, N = 32, 32
+
+    held_out = {"Montezuma room 1 (held out)": random_frames("MontezumaRevenge-v5", 4, 200, seed=10_000)[::4]}
+    held_out |= {f"Montezuma room {room}": room_frames(room, 104)[::2] for room in ROOMS}
+    held_out |= {game.removesuffix("-v5"): random_frames(game, 4, 200, seed=20_000)[::4] for game in GAMES}
+
+    envs = script.AtariEnvs("MontezumaRevenge-v5", N, list(range(N)), script.Args())
+    envs.reset()
+    rnd = script.RND(N, device)
+    optimizer = torch.optim.Adam(rnd.predictor.parameters(), lr=1e-4, eps=1e-8)
+    rows = []
+    for rollout in tqdm(range(args.rollouts + 20)):  # 20 of them for the moments alone, as the script's warm-up
+        steps = [envs.step(rng.integers(envs.num_actions, size=N)) for _ in range(T)]
+        frames = torch.from_numpy(np.stack([obs[:, 3] for obs, _, _, _ in steps]))  # (T, N, 84, 84)
+        valid = torch.from_numpy(np.stack([ok for _, _, _, ok in steps]))  # (T, N)
+        if rollout >= 20 and (rollout - 20) % 10 == 0:
+            values = {name: script.novelty(rnd, x).mean().item() for name, x in held_out.items()}
+            rows.append({"steps": (rollout - 20) * T * N, **values})
+        for t in range(T):
+            rnd.obs_rms.update(frames[t], valid[t])
+        if rollout < 20:
+            continue
+        features = script.features(rnd.target, frames, rnd.obs_rms).flatten(0, 1)
+        flat = frames.flatten(0, 1)
+        for _ in range(4):
+            kept = script.predictor_subset(valid.flatten(), T * N // 4)
+            predicted = rnd.predictor(script.whiten(flat[kept], rnd.obs_rms))
+            loss = (predicted - features[kept]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    if envs.visited != {1}:
+        print(f"the random agent has been in rooms {sorted(envs.visited)}")
+
+    out = pathlib.Path(args.out)
+    with open(out.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for name in held_out:
+        known = "held out" in name
+        style = {"color": "black", "linewidth": 2.5} if known else {"linestyle": "-" if "room" in name else "--"}
+        axes.plot([row["steps"] / 1e3 for row in rows], [row[name] for row in rows], label=name, **style)
+    axes.set(yscale="log", xlabel="thousand steps of a random agent in room 1", ylabel="raw intrinsic reward")
+    axes.set_title("The bonus falls on the room that is seen and stays high on what is not")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out.with_suffix(".png"), dpi=120, bbox_inches="tight")
+    last = rows[-1]
+    known = last["Montezuma room 1 (held out)"]
+    print(f"after {last['steps']:,} steps, as multiples of the reward in room 1 ({known:.4g}):")
+    for name in held_out:
+        print(f"  {name}: {last[name] / known:.1f}")
+
+
+if __name__ == "__main__":
+    main()
