@@ -590,7 +590,8 @@ class Progress(tqdm):
 
     def __init__(self, total: int, initial: int, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
-        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10}
+        plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}  # we print the lines
+        style = {} if self.terminal else plain
         super().__init__(total=total, initial=initial, desc=desc, unit=" steps", unit_scale=True, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
