@@ -1020,3 +1020,16 @@ def test_tracking_without_a_network(tmp_path):
     out = run_script("ppo_rnd_atari.py", *flags, cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline"})
     assert out.returncode == 0, out.stderr
     assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.learning
+def test_the_bonus_solves_a_corridor_that_ppo_alone_does_not(monkeypatch):
+    """About five minutes on one core; benchmark/corridor.py shows the same on five seeds."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmark"))
+    import corridor
+
+    monkeypatch.setattr(script.envpool, "make", script.envpool.make)  # put back afterwards
+    for int_coef, solved in ((1.0, True), (0.0, False)):
+        returns = corridor.train(seed=1, int_coef=int_coef, steps=24 * 1024)["charts/episodic_return"]
+        last = np.mean([value for _, value in returns[-5:]])
+        assert last > 0.9 if solved else last == 0
