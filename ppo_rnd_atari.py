@@ -9,7 +9,7 @@ frames that the agent sees. Where they still disagree, the agent has seldom been
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 512      intrinsic reward of the step from o(t) to o(t+1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
-Five things make it work:
+Four things make it work:
   1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode:
      a death costs only the novelty that would have followed, so the agent dares to die.
   2. Frames are whitened pixel by pixel with running moments and clipped at 5 deviations. Without it a random target
@@ -17,16 +17,15 @@ Five things make it work:
   3. The bonus is divided by the running deviation of its own discounted return, so one coefficient fits all games.
   4. The predictor learns from a quarter of each batch at 128 environments. Were it to learn faster, the bonus would
      be gone before the policy could act upon it.
-  5. The game has sticky actions, and the loss of a life is not the end of an episode.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari.py --env-id MontezumaRevenge
     python ppo_rnd_atari.py --resume runs/<run>
     python ppo_rnd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
 
-What to expect: the paper's agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4 frames). The
-key of the first room is usually held after 10 to 20 million frames. README.md has what this script has reached, its
-speed and its memory.
+What to expect: the paper's recurrent agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4
+frames); nothing but zeros for the first tens of millions is normal. At 128 environments it takes about 2 GB of memory.
+README.md has what this script has reached, and its speed.
 """
 
 import collections
@@ -551,6 +550,8 @@ def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
     script = state.get("script") if isinstance(state, dict) else None
     if script != SCRIPT:
         raise UserError(f"{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
+    if state["args"].keys() != vars(Args()).keys():
+        raise UserError(f"{flag} {source}: {path} was written by another version of this script")
     return path, state
 
 
@@ -663,7 +664,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     run_dir, writer = open_run(args, env_id, path, iteration * B)
 
     # what is about to happen
-    memory = 0.6e9 + 1.05 * (T + 1) * N * 4 * 84 * 84 + B * 2400 + B / M * 40e3 + min(piece_size, B / M) * 400e3
+    memory = 1.0e9 + 1.05 * (T + 1) * N * 4 * 84 * 84 + B * 2400 + B / M * 40e3 + min(piece_size, B / M) * 400e3
     networks = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
@@ -959,6 +960,8 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except (RunError, OSError, torch.OutOfMemoryError) as error:
         print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
         return 1

@@ -80,6 +80,10 @@ def test_whitening_equals_its_formula():
     x = rng.integers(0, 256, (5, 84, 84)).astype(np.uint8)
     expected = np.clip((x - moments.mean.numpy()) / np.sqrt(moments.var.numpy()), -5, 5)[:, None]
     np.testing.assert_allclose(script.whiten(torch.from_numpy(x), moments), expected, rtol=1e-4, atol=1e-5)
+    moments.mean.fill_(57 - 1e-3)
+    moments.var.fill_(1e-6)
+    grey = torch.full((1, 84, 84), 57, dtype=torch.uint8)
+    np.testing.assert_allclose(script.whiten(grey, moments), 1, rtol=1e-2)  # no epsilon: one deviation stays one
 
 
 def random_rollout(T, N, seed):
@@ -500,13 +504,14 @@ def frame_numbers(frames: torch.Tensor | np.ndarray) -> list[int]:
 
 
 def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts(fake_pool, tmp_path, monkeypatch):
-    rewarded, learned, moments = [], [], []
+    rewarded, raw, learned, moments = [], [], [], []
     novelty, whiten, update = script.novelty, script.whiten, script.RunningMoments.update
     busy = []  # whiten is also called inside features
 
     def spy_novelty(rnd, frames):
         rewarded.append(frames.clone())
-        return novelty(rnd, frames)
+        raw.append(novelty(rnd, frames))
+        return raw[-1]
 
     def spy_features(*args, function=script.features):
         busy.append(1)
@@ -553,6 +558,12 @@ def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts
     np.testing.assert_allclose(state["obs_rms.count"], len(data) + 1e-4)
     np.testing.assert_allclose(state["return_rms.count"], sum(step["valid"].sum() for step in training) + 1e-4)
     assert len(warmup) == T
+
+    # the filter's state: over all three rollouts, for each environment by itself, whatever episodes ended
+    expected = np.zeros(N)
+    for rewards, step in zip(torch.cat(raw).numpy(), training, strict=True):
+        expected = np.where(step["valid"], 0.99 * expected + rewards, expected)
+    np.testing.assert_allclose(state["filtered"], expected, rtol=1e-5)
 
 
 def test_the_policy_acts_on_what_the_environments_showed_last(fake_pool, tmp_path, monkeypatch):
