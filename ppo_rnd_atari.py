@@ -617,7 +617,7 @@ class StopSignal:
     def receive(self, number: int, _frame: object) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
-        print("\nstopping after a checkpoint; once more: at once", flush=True)
+        print("\nstopping when the learner can be saved; once more: at once", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
