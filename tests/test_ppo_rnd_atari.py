@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from conftest import ROOT, read_scalars, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_rnd_atari as script
 
@@ -845,6 +846,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(fake_pool, monkeypatch, capsys
     assert status == 2
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_versions_and_commit_are_logged_with_git_or_without(fake_pool, tmp_path, monkeypatch):
+    for folder, path in (("with", os.environ["PATH"]), ("without", "")):
+        monkeypatch.setenv("PATH", path)
+        run_dir = train(small_args(seed=7), tmp_path / folder)
+        events = EventAccumulator(str(run_dir))
+        events.Reload()
+        (text,) = events.Tensors("hyperparameters/text_summary")
+        rows = dict(row.split("|")[1:3] for row in text.tensor_proto.string_val[0].decode().splitlines())
+        assert rows["seed"] == "7" and rows["torch"] == torch.__version__ and rows["gamma"] == "0.999"
+        assert (rows["commit"] == "unknown") == (folder == "without" or not (ROOT / ".git").exists())
 
 
 @pytest.mark.parametrize("flags", [["--num-envs", "1.5"], ["--num-env", "4"], ["--device", "tpu"], ["--gamma", "x"]])
