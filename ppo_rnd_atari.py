@@ -593,11 +593,13 @@ def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> t
 class Progress(tqdm):
     """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, rate, status."""
 
+    monitor_interval = 0  # no thread that prints the same line again
+
     def __init__(self, total: int, initial: int, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
-        plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}  # we print the lines
-        style = {} if self.terminal else plain
-        super().__init__(total=total, initial=initial, desc=desc, unit=" steps", unit_scale=True, **style)
+        plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
+        style = {"unit": " steps", "unit_scale": True, "miniters": 1} | ({} if self.terminal else plain)
+        super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.terminal:
