@@ -369,8 +369,7 @@ class RND(nn.Module):
 class RunningMoments(nn.Module):
     """Mean and variance of everything seen so far, merged batch by batch (Chan et al. 1979), in float64.
 
-    They are cumulative: nothing is forgotten. The variance has no epsilon. A pixel that never changed under the random
-    agent keeps a deviation of about 1e-4, so that any change of it, as in a new room, saturates the clip.
+    They are cumulative: nothing is forgotten. The variance has no epsilon.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device):
@@ -397,7 +396,11 @@ class RunningMoments(nn.Module):
 
 
 def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 deviations."""
+    """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 deviations.
+
+    A pixel that never changed under the random agent has a deviation of about 1e-4, so that any change of it, as in a
+    new room, saturates the clip.
+    """
     mean, std = obs_rms.mean.float(), obs_rms.var.sqrt().float()
     return frames.float().sub_(mean).div_(std).clamp_(-5, 5).unsqueeze(1)
 
@@ -595,10 +598,10 @@ class Progress(tqdm):
 
     monitor_interval = 0  # no thread that prints the same line again
 
-    def __init__(self, total: int, initial: int, desc: str | None = None):
+    def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
         self.terminal = sys.stderr.isatty()
         plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": " steps", "unit_scale": True, "miniters": 1} | ({} if self.terminal else plain)
+        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1} | ({} if self.terminal else plain)
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
