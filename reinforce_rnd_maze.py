@@ -108,7 +108,9 @@ class Args:
     resume: str | None = None  # a run's folder or a checkpoint: go on, with its flags except those given anew
     evaluate: str | None = None  # a run's folder or a checkpoint: play with it, do not train
     eval_episodes: Int = 100  # episodes to play with --evaluate
-    plot: bool = False  # at the end, draw the maze over time, the policy and the learning curve into the run's folder
+    plot: bool = (
+        False  # at the end, or with --evaluate: pictures of maze, policy and learning curve, in the run's folder
+    )
 
     # environment
     goal: str = "9-1"  # row-column of the goal, from 0: 9-1 is 14 steps away (notes), 9-6 23, 9-9 50
@@ -656,6 +658,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         }
         save_checkpoint(run_dir / "latest.pt", state)
 
+    _, _, success, path_length = curve[-1] if curve else (0, 0, 0.0, None)
     start_time = last_save = time.time()
     bar = Progress(args.total_episodes, progress["episode"], unit="episodes")
     while progress["episode"] < args.total_episodes and not stop.number:
@@ -694,7 +697,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         entropy = masked_mean(-(logprobs.exp() * logprobs).sum(1)[states], valid)
         value_loss_int = 0.5 * masked_mean((values[states, 0] - int_returns).square(), valid)
         value_loss_ext = 0.5 * masked_mean((values[states, 1] - ext_returns).square(), valid)
-        loss = policy_loss - fade * args.ent_coef * entropy + args.baseline * (value_loss_int + value_loss_ext)
+        value_loss = (args.int_coef > 0) * value_loss_int + (args.ext_coef > 0) * value_loss_ext
+        loss = policy_loss - fade * args.ent_coef * entropy + args.baseline * value_loss
         optimizer.param_groups[0]["lr"] = fade * args.learning_rate
         optimizer.zero_grad()
         loss.backward()
@@ -770,7 +774,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             f"success {success:.2f}, r_int {scalars['rnd/intrinsic_reward']:.4f}, cells {(visits > 0).sum()}",
             refresh=False,
         )
-        bar.update(N)
+        bar.update(min(progress["episode"], args.total_episodes) - bar.n)
         if progress["episode"] >= args.total_episodes * (len(snapshots) + 1) / 8:
             snapshots.append([progress["step"], visits.clone(), raw_bonus.cpu()])
             trajectory = [*states[valid[:, 0], 0].tolist(), int(next_states[-1, 0])]
@@ -873,7 +877,8 @@ def plot(path: pathlib.Path) -> None:
             show(above, visits[k] - before[k], matplotlib.colors.LogNorm(1, most))
             show(below, bonuses[k], matplotlib.colors.LogNorm(strongest / 1e4, strongest))
             above.set_title(f"to step {steps[k]:,}", fontsize=9)
-        for row, label in zip(panels, ("visits", f"bonus ({args.bonus})"), strict=True):
+        paid = f"bonus ({args.bonus})" if args.int_coef else "bonus, not paid"
+        for row, label in zip(panels, ("visits", paid), strict=True):
             row[0].set_ylabel(label)
             figure.colorbar(row[-1].images[0], ax=row[-1])
         figure.savefig(run_dir / "exploration.png", dpi=110)
@@ -944,6 +949,8 @@ def main() -> int:
                     raise UserError(f"{path} is of a run with {name} {value}, not {getattr(args, name)}")
         if args.evaluate:
             evaluate(args, path, saved)
+            if args.plot:
+                plot(path)
             return 0
         return train(args, f"Maze-{row}-{column}", device, path, saved)
     except UserError as error:

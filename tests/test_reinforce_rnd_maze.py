@@ -375,7 +375,8 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
                 v_int, v_ext = values[0].tolist() if args.baseline else (0.0, 0.0)
                 advantage = fade * args.int_coef * (g_int - v_int) + args.ext_coef * (g_ext - v_ext)
                 episode.append((logits[0].log_softmax(0), action, advantage))
-                value_terms.append(0.5 * ((values[0, 0] - g_int) ** 2 + (values[0, 1] - g_ext) ** 2))
+                errors = (values[0, 0] - g_int) ** 2 * (args.int_coef > 0), (values[0, 1] - g_ext) ** 2
+                value_terms.append(0.5 * sum(errors))
             if args.return_norm:
                 x = np.array([advantage for _, _, advantage in episode])
                 x = (x - x.mean()) / (x.std(ddof=1) + 1e-9)
@@ -420,6 +421,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
     [
         {},
         {"int_episodic": True},
+        {"int_coef": 0.0},
         {"baseline": False},
         {"baseline": False, "int_coef": 0.0, "return_norm": True},
         {"bonus": "seed"},
