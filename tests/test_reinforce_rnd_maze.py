@@ -431,7 +431,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
     ids=str,
 )
 def test_batches_equal_a_plain_transcription(tmp_path, changes):
-    values = {"goal": "2-0", "max_episode_steps": 40, "num_envs": 3, "runs_dir": str(tmp_path), "gamma": 0.9}
+    values = {"goal": "2-0", "max_episode_steps": 20, "num_envs": 3, "runs_dir": str(tmp_path), "gamma": 0.9}
     args = script.Args(**(values | changes))
     batches = 4 if args.demo_curriculum else 2
     args.total_episodes = batches * args.num_envs
