@@ -30,6 +30,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 PLAIN = ["--int-coef", "0", "--no-baseline", "--no-anneal"]
+NOTES = [*PLAIN, "--num-envs", "1", "--learning-rate", "1e-4", "--ent-coef", "0.1", "--ext-coef", "1"]
 ROWS = {  # name -> (goal, flags)
     "9-9, with RND": ("9-9", []),
     "9-9, without": ("9-9", ["--int-coef", "0"]),
@@ -42,9 +43,10 @@ ROWS = {  # name -> (goal, flags)
     "9-9, bonus ends with the episode": ("9-9", ["--int-episodic"]),
     "9-9, nothing fades": ("9-9", ["--no-anneal"]),
     "9-9, no baseline": ("9-9", ["--no-baseline"]),
-    "9-9, one episode at a time": ("9-9", ["--num-envs", "1"]),
     "9-1, plain REINFORCE": ("9-1", PLAIN),
     "9-1, plain, returns standardised": ("9-1", [*PLAIN, "--return-norm"]),
+    "9-1, the notes' REINFORCE": ("9-1", NOTES),
+    "9-1, the notes', returns standardised": ("9-1", [*NOTES, "--return-norm"]),
 }
 COLUMNS = [
     *("row", "seed", "first_hit_episode", "first_hit_step", "solved_episode", "solved_step", "optimal_episode"),
@@ -158,7 +160,10 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     figure.savefig(out.parent / f"{out.name}_curves.png", dpi=120)
 
     figure, panel = plt.subplots(figsize=(6, 2.6), layout="constrained")
-    names = {"9-1, plain REINFORCE": "returns as they are", "9-1, plain, returns standardised": "standardised"}
+    names = {
+        "9-1, the notes' REINFORCE": "returns as they are",
+        "9-1, the notes', returns standardised": "returns standardised",
+    }
     for offset, (row, label) in zip((-0.15, 0.15), names.items(), strict=True):
         mine = [r for r in runs if r["row"] == row]
         for place, column in enumerate(("first_room_right", "other_rooms_right")):
