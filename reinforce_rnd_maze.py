@@ -436,7 +436,7 @@ def standardise(returns: Tensor, valid: Tensor) -> Tensor:
     """Returns (T, N) with mean 0 and deviation 1 over the valid steps of each column, that is of each episode.
 
     In an episode that is paid at its end the return grows with every step. So this calls the first steps bad and the
-    last ones good, whatever was done: the first room is never learned.
+    last ones good, whatever was done, and the first room is learned badly.
     """
     count = valid.sum(0)
     mean = (returns * valid).sum(0) / count  # (N,)
