@@ -455,6 +455,24 @@ def test_batches_equal_a_plain_transcription(tmp_path, changes):
         assert [value for _, value in scalars["charts/start_distance"]][:-1] == starts[1:] and starts[-1] < starts[0]
 
 
+def test_the_start_moves_back_when_twenty_percent_succeed(tmp_path, monkeypatch):
+    hits = iter([1, 2, 1, 9, 1, 3, 2])  # of ten episodes each
+    distances, path = [], script.shortest_path(script.MazeEnvs(10, (2, 0), 9))
+
+    def play(envs, _):
+        distances.append(len(path) - 1 - path.index(envs.start))
+        rewards = (np.arange(10) < next(hits)).astype(np.float32)[None]
+        steps = {"states": np.zeros((1, 10), np.int64), "actions": np.zeros((1, 10), np.int64)}
+        steps["next_states"] = np.where(rewards > 0, envs.goal, 0)
+        return steps | {"rewards": rewards, "valid": np.ones((1, 10), bool)}
+
+    monkeypatch.setattr(script, "play", play)
+    values = {"goal": "2-0", "num_envs": 10, "total_episodes": 70, "demo_curriculum": True}
+    script.train(script.Args(**values, runs_dir=str(tmp_path)), "Maze-2-0", CPU, None, None)
+    # 10 %, then 3 of 20: stay; 4 of 30: stay; 13 of 40: back, to the true start, which is two steps away
+    assert distances == [1, 1, 1, 1, 2, 2, 2]
+
+
 def test_target_never_changes(tmp_path):
     args = script.Args(total_episodes=8, runs_dir=str(tmp_path), max_episode_steps=50)
     torch.manual_seed(args.seed)
