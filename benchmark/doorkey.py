@@ -1,0 +1,108 @@
+"""DoorKey's table and figure: every size with and without the bonus, in the notebook's settings and in the tuned ones.
+
+    python benchmark/doorkey.py --out docs/results/doorkey --jobs 2
+
+Each run is `python a2c_rnd_doorkey.py` with the flags of its row, as a process of its own on one thread. Runs that are
+already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from its
+checkpoint. Writes <out>.csv (a line for each run), the figure <out>_curves.png, and prints the table.
+"""
+
+import argparse
+import concurrent.futures
+import csv
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+NO_BONUS = ["--int-coef", "0"]
+ROWS = {  # name -> (flags, how many seeds)
+    "5x5 notebook, RND": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6"], 5),
+    "5x5 notebook, A2C": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6", *NO_BONUS], 5),
+    "8x8 notebook, RND": (["--env-id", "DoorKey-8x8", "--total-timesteps", "6e6"], 5),
+    "8x8 notebook, A2C": (["--env-id", "DoorKey-8x8", "--total-timesteps", "6e6", *NO_BONUS], 5),
+}
+COLUMNS = ["row", "seed", "frames_91", "frames_95", "frames", "score", "evaluation", "error", "seconds", "curve"]
+
+
+def run(row: str, seed: int, runs_dir: pathlib.Path) -> dict:
+    """One run, to its line of the CSV."""
+    flags, _ = ROWS[row]
+    folder = runs_dir / f"{row} {seed}".replace(",", "").replace(" ", "_")
+    script, environment = [sys.executable, str(ROOT / "a2c_rnd_doorkey.py")], os.environ | {"OMP_NUM_THREADS": "1"}
+    begun = [*folder.glob("*/latest.pt")]
+    command = ["--resume", str(begun[0])] if begun else [*flags, "--seed", str(seed), "--runs-dir", str(folder)]
+    done = subprocess.run([*script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    if done.returncode and "has all of its" not in done.stderr:
+        raise RuntimeError(f"{row}, seed {seed}: {done.stderr}")
+    (path,) = folder.glob("*/latest.pt")
+    state = torch.load(path, weights_only=True)
+    events = EventAccumulator(str(path.parent), size_guidance={"scalars": 0})
+    events.Reload()
+    curve = [(e.step, e.value) for e in events.Scalars("charts/score")]
+    first = {level: next((step for step, score in curve if score > level), "") for level in (0.91, 0.95)}
+    evaluation = ["", ""]
+    if first[0.95]:  # the last agent, 100 fresh episodes in the minigrid package
+        command = [*script, "--evaluate", str(path), "--seed", "1000"]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        evaluation = re.search(r"return (\S+) \+- (\S+)", output).groups()
+    marks = sorted({round(k) for k in np.linspace(0, len(curve) - 1, 100)})
+    return {
+        "row": row,
+        "seed": seed,
+        "frames_91": first[0.91],
+        "frames_95": first[0.95],
+        "frames": curve[-1][0],
+        "score": round(curve[-1][1], 4),
+        "evaluation": evaluation[0],
+        "error": evaluation[1],
+        "seconds": round(state["seconds"]),
+        "curve": " ".join(f"{curve[k][0]}:{curve[k][1]:.3f}" for k in marks),
+    }
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The lines of the CSV, if there is one."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")
+    parser.add_argument("--runs-dir", type=pathlib.Path, default="runs/doorkey", help="where the runs are kept")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which rows to run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
+    args = parser.parse_args()
+    path = args.out.with_suffix(".csv")
+    runs = read(path)
+    done = {(r["row"], int(r["seed"])) for r in runs}
+    todo = [(row, seed) for row in args.rows for seed in range(1, ROWS[row][1] + 1) if (row, seed) not in done]
+    with open(path, "a", newline="") as file, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not runs:
+            writer.writeheader()
+        jobs = [pool.submit(run, *job, args.runs_dir) for job in todo]
+        for k, future in enumerate(concurrent.futures.as_completed(jobs), 1):
+            line = future.result()
+            writer.writerow(line)
+            file.flush()
+            solved = line["frames_95"] or "never"
+            print(f"{k}/{len(todo)} {line['row']}, seed {line['seed']}: 0.95 at {solved}, score {line['score']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
