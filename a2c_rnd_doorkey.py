@@ -84,7 +84,7 @@ class Args:
     log_interval: Int = 100  # rollouts between two lines of the log; then it is also seen whether the task is solved
     resume: str | None = None  # a run's folder or a checkpoint: go on, with its flags except those given anew
     evaluate: str | None = None  # a run's folder or a checkpoint: play with it, do not train
-    eval_episodes: Int = 100  # episodes to play with --evaluate
+    eval_episodes: Int = 20  # episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate: a film of every episode, in the run's folder
     video_format: Literal["gif", "mp4"] = "gif"  # what kind of film
     track: bool = False  # send the logs to Weights & Biases too (pip install wandb; WANDB_MODE=offline works)
@@ -127,7 +127,19 @@ class Args:
 PRESETS = {  # what each differs in from the defaults
     "notebook": {},
     "notebook-16x16": {"num_envs": 128, "num_steps": 48, "gamma": 0.995, "log_interval": 35},
-    "tuned": {},
+    "tuned": {
+        **{
+            "num_envs": 64,
+            "num_steps": 16,
+            "log_interval": 50,
+            "learning_rate": 1e-3,
+            "gamma": 0.995,
+            "gae_lambda": 0.95,
+        },
+        **{"ent_coef": 0.03, "norm_adv": True, "orthogonal": True, "one_hot": True, "int_coef": 0.1, "ext_coef": 1.0},
+        **{"int_norm": True, "same_obs": True, "first_visit": True, "dropout": 0.0},
+        **{"predictor_learning_rate": 1e-3, "predictor_max_grad_norm": None},
+    },
 }
 
 

@@ -26,12 +26,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-NO_BONUS = ["--int-coef", "0"]
+NO_BONUS, TUNED = ["--int-coef", "0"], ["--preset", "tuned"]
 ROWS = {  # name -> (flags, how many seeds)
     "5x5 notebook, RND": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6"], 5),
     "5x5 notebook, A2C": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6", *NO_BONUS], 5),
     "8x8 notebook, RND": (["--env-id", "DoorKey-8x8", "--total-timesteps", "6e6"], 5),
     "8x8 notebook, A2C": (["--env-id", "DoorKey-8x8", "--total-timesteps", "6e6", *NO_BONUS], 5),
+    "8x8 tuned, RND": (["--env-id", "DoorKey-8x8", *TUNED, "--total-timesteps", "3e6"], 5),
+    "16x16 tuned, RND": (["--env-id", "DoorKey-16x16", *TUNED], 3),
+    "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED, *NO_BONUS], 3),
+    "8x8 tuned, A2C": (["--env-id", "DoorKey-8x8", *TUNED, *NO_BONUS, "--total-timesteps", "3e6"], 5),
+    "16x16 notebook, RND": (
+        ["--env-id", "DoorKey-16x16", "--preset", "notebook-16x16", "--total-timesteps", "40e6"],
+        1,
+    ),
 }
 COLUMNS = ["row", "seed", "frames_91", "frames_95", "frames", "score", "evaluation", "error", "seconds", "curve"]
 
@@ -43,7 +51,9 @@ def run(row: str, seed: int, runs_dir: pathlib.Path) -> dict:
     script, environment = [sys.executable, str(ROOT / "a2c_rnd_doorkey.py")], os.environ | {"OMP_NUM_THREADS": "1"}
     begun = [*folder.glob("*/latest.pt")]
     command = ["--resume", str(begun[0])] if begun else [*flags, "--seed", str(seed), "--runs-dir", str(folder)]
-    done = subprocess.run([*script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(
+        [*script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     if done.returncode and "has all of its" not in done.stderr:
         raise RuntimeError(f"{row}, seed {seed}: {done.stderr}")
     (path,) = folder.glob("*/latest.pt")
@@ -54,7 +64,7 @@ def run(row: str, seed: int, runs_dir: pathlib.Path) -> dict:
     first = {level: next((step for step, score in curve if score > level), "") for level in (0.91, 0.95)}
     evaluation = ["", ""]
     if first[0.95]:  # the last agent, 100 fresh episodes in the minigrid package
-        command = [*script, "--evaluate", str(path), "--seed", "1000"]
+        command = [*script, "--evaluate", str(path), "--eval-episodes", "100", "--seed", "1000"]
         output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         evaluation = re.search(r"return (\S+) \+- (\S+)", output).groups()
     marks = sorted({round(k) for k in np.linspace(0, len(curve) - 1, 100)})
@@ -101,7 +111,10 @@ def main() -> None:
             writer.writerow(line)
             file.flush()
             solved = line["frames_95"] or "never"
-            print(f"{k}/{len(todo)} {line['row']}, seed {line['seed']}: 0.95 at {solved}, score {line['score']}", flush=True)
+            print(
+                f"{k}/{len(todo)} {line['row']}, seed {line['seed']}: 0.95 at {solved}, score {line['score']}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

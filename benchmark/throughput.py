@@ -3,6 +3,7 @@
     python benchmark/throughput.py                                        fp32 and bf16, parts and whole
     python benchmark/throughput.py --peer PATH/cleanrl/ppo_rnd_envpool.py the same, with CleanRL's script in between
     python benchmark/throughput.py --num-steps 128 --iterations 3         full-size rollouts, for memory
+    python benchmark/throughput.py --doorkey                              a2c_rnd_doorkey.py instead, frames a second
 
 Costs are CPU-milliseconds per environment step (user + system time of the process), because a shared machine's clock
 says little; with CUDA, wall milliseconds per iteration as well, the device waited for at the border of each part. Each
@@ -26,6 +27,7 @@ import time
 import types
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "ppo_rnd_atari.py"
+DOORKEY = SCRIPT.with_name("a2c_rnd_doorkey.py")
 
 
 def cpu_seconds() -> float:
@@ -171,6 +173,8 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
         status = script.main()
         if status:
             sys.exit(status)
+    elif pathlib.Path(path).resolve() == DOORKEY:
+        measure_doorkey(parts, threads)
     else:
         stand_in_for_gym()
         runpy.run_path(path, run_name="__main__")
@@ -184,6 +188,98 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
     result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     result["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
     print("RESULT " + json.dumps(result))
+
+
+def measure_doorkey(parts: Parts, threads: int) -> None:
+    """Runs a2c_rnd_doorkey.py with the flags in sys.argv, its parts measured."""
+    import torch
+
+    sys.path.insert(0, str(DOORKEY.parent))
+    import a2c_rnd_doorkey as script
+
+    if "--every-step" in sys.argv:  # no view is taken for one that was seen before: networks run at every step
+        sys.argv.remove("--every-step")
+
+        class Views(script.Views):
+            def add(self, views):
+                first = len(self.numbers)
+                self.numbers |= {(first + k, view): first + k for k, view in enumerate(views)}
+                return torch.arange(first, len(self.numbers))
+
+            def tensor(self, first=0):
+                data = bytearray(b"".join(view for _, view in list(self.numbers)[first:]))
+                return torch.frombuffer(data, dtype=torch.uint8).reshape(-1, 7, 7, 3)
+
+        script.Views = Views
+    parts.wrap(script.MiniGridEnvs, "step", "environments")
+    parts.wrap(script, "gae", "advantages")
+    parts.wrap(torch.Tensor, "backward", "backward")
+    parts.wrap(script.torch.optim.RMSprop, "step", "optimiser")
+    forward, call = script.Agent.forward, torch.nn.Sequential.forward
+
+    def measured_forward(self, inputs):
+        with parts.part("forward, to learn" if torch.is_grad_enabled() else "acting"):
+            return forward(self, inputs)
+
+    def measured_call(self, inputs):
+        with parts.part("RND forward"):  # the agent's own are inside of the part above, and count there
+            return call(self, inputs)
+
+    script.Agent.forward, torch.nn.Sequential.forward = measured_forward, measured_call
+    set_num_threads = torch.set_num_threads
+    torch.set_num_threads = lambda _: set_num_threads(threads)  # the script takes one thread
+    status = script.main()
+    if status:
+        sys.exit(status)
+
+
+def doorkey_table(rounds: int) -> None:
+    """Frames a second of a2c_rnd_doorkey.py's whole training loop at 8x8, and where the time goes."""
+    every, wide = ["--every-step"], ["--num-envs", "128"]
+    rows = [  # name, threads, flags, environments
+        ("notebook", 1, [], 32),
+        ("notebook", 2, [], 32),
+        ("notebook, networks at every step", 1, every, 32),
+        ("notebook, the minigrid package", 1, ["--backend", "gymnasium"], 32),
+        ("notebook", 1, wide, 128),
+        ("notebook", 2, wide, 128),
+        ("notebook, networks at every step", 1, [*wide, *every], 128),
+        ("notebook, no bonus", 1, [*wide, "--int-coef", "0"], 128),
+        ("tuned", 1, ["--preset", "tuned", "--num-steps", "16"], 64),
+    ]
+    results: list[list[dict]] = [[] for _ in rows]
+    for _ in range(rounds):
+        for (name, threads, flags, num_envs), found in zip(rows, results, strict=True):
+            rollouts = 51200 // (16 * num_envs)  # in a line of the log
+            common = ["--log-interval", rollouts, "--total-timesteps", 4 * rollouts * 16 * num_envs]
+            command = [
+                sys.executable,
+                __file__,
+                "--num-envs",
+                1,
+                "--num-steps",
+                51200,
+                "--threads",
+                threads,
+                "--measure",
+            ]
+            command += [DOORKEY, "--env-id", "DoorKey-8x8", "--solved-score", "None", *common, *flags]
+            with tempfile.TemporaryDirectory() as folder:
+                run = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True)
+            lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
+            if not lines:
+                sys.exit(f"{name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
+            found.append(json.loads(lines[-1][7:]))
+            print(f"  {name}, {num_envs}: {51.2e6 / statistics.median(found[-1]['wall_ms']):,.0f} frames/s", flush=True)
+    print("\n| settings | environments | threads | frames/s | CPU-us a frame | of these |\n|-|-|-|-|-|-|")
+    for (name, threads, _, num_envs), found in zip(rows, results, strict=True):
+        rate = 51.2e6 / statistics.median([wall for run in found for wall in run["wall_ms"]])
+        cost = statistics.median([cost for run in found for cost in run["cpu_ms"]]) * 1e3
+        parts = {
+            part: statistics.median([run["parts_cpu_ms"][part] for run in found]) for part in found[0]["parts_cpu_ms"]
+        }
+        text = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
+        print(f"| {name} | {num_envs} | {threads} | {rate:,.0f} | {cost:.1f} | {text} |")
 
 
 def environments_alone(num_envs: int, steps: int) -> dict:
@@ -214,12 +310,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="times that each line is measured, in turn")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 0: as PyTorch has it")
     parser.add_argument("--only", choices=["peer", "fp32", "bf16", "fp32 compiled", "bf16 compiled"], nargs="+")
+    parser.add_argument("--doorkey", action="store_true", help="a2c_rnd_doorkey.py instead, at 8x8")
     parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     steps = args.num_envs * args.num_steps
     if args.measure:
         return measure(args.measure[0], steps, args.threads, args.measure[1:])
 
+    if args.doorkey:
+        return doorkey_table(args.rounds)
     alone = environments_alone(args.num_envs, 200)
     print(f"environments alone: {alone['cpu_ms']:.3f} CPU-ms a step, {alone['steps_per_second']:,.0f} steps/s")
     common = ["--num-envs", args.num_envs, "--num-steps", args.num_steps, "--total-timesteps", args.iterations * steps]
