@@ -90,6 +90,68 @@ def read(path: pathlib.Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+NOTEBOOK = {  # the notebook's own runs, one each: frames in millions and scores, from the outputs in its repository
+    ("5x5", "RND"): [(0.051, 0.16), (0.154, 0.47), (0.205, 0.73), (0.307, 0.89), (0.358, 0.923)],
+    ("5x5", "A2C"): [(0.051, 0.05), (0.154, 0.18), (0.256, 0.59), (0.358, 0.82), (0.461, 0.88), (0.563, 0.910)],
+    ("8x8", "RND"): [(0.5, 0.08), (1.2, 0.20), (1.3, 0.34), (1.5, 0.57), (1.7, 0.82), (2.0, 0.92), (2.15, 0.954)],
+    ("8x8", "A2C"): [(1.2, 0.02), (2.2, 0.04), (3.1, 0.09), (3.4, 0.19), (3.8, 0.62), (4.0, 0.91), (4.1, 0.917)],
+    ("16x16", "RND"): [(75, 0.08), (75.9, 0.16), (77.4, 0.54), (78.5, 0.77), (80.0, 0.92), (81.07, 0.954)],
+}
+
+
+def draw(runs: list[dict], path: pathlib.Path) -> None:
+    """Score against frames, every seed, a panel for each size; dashed, the notebook's own runs."""
+    colors = {"notebook, RND": "C0", "notebook, A2C": "C1", "tuned, RND": "C2", "tuned, A2C": "C3"}
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
+    for panel, size in zip(panels, ("5x5", "8x8", "16x16"), strict=True):
+        for name, color in colors.items():
+            mine = [r for r in runs if r["row"] == f"{size} {name}"]
+            for k, one in enumerate(mine):
+                steps, scores = np.array([[float(x) for x in point.split(":")] for point in one["curve"].split()]).T
+                panel.plot(steps / 1e6, scores, color=color, linewidth=0.9, label=name if k == 0 else None)
+        for name, color in (("RND", "C0"), ("A2C", "C1")):
+            if points := NOTEBOOK.get((size, name)):
+                panel.plot(*zip(*points, strict=True), "--", color=color, label=f"the notebook's run, {name}")
+        panel.axhline(0.95, color="0.8", linewidth=0.8, zorder=0)
+        panel.set(title=f"DoorKey-{size}", xlabel="million frames", ylim=(-0.03, 1.03))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=7)
+    panels[2].set_xscale("log")
+    panels[0].set_ylabel("mean return, last 100 episodes")
+    figure.savefig(path, dpi=120)
+
+
+def print_table(runs: list[dict]) -> None:
+    """The table of docs/results, in Markdown: lowest / median / highest."""
+
+    def spread(column: str, form: str) -> str:
+        values = [float(r[column]) for r in mine if r[column] != ""]
+        if not values:
+            return "never" if column.startswith("frames") else ""
+        values = [
+            min(values),
+            *([np.median(values)] if len(values) > 1 else []),
+            *([max(values)] if len(values) > 1 else []),
+        ]
+        text = " / ".join(format(x, form) for x in values)
+        known = sum(r[column] != "" for r in mine)
+        return text if known == len(mine) else f"{text} ({known} of {len(mine)})"
+
+    print(
+        "| row | flags | > 0.91, million frames | > 0.95, million frames | score in the end | evaluation | frames/s |"
+    )
+    print("|---|---|---|---|---|---|")
+    for row, (flags, _) in ROWS.items():
+        mine = [dict(r) for r in runs if r["row"] == row]
+        for r in mine:
+            for column in ("frames_91", "frames_95"):
+                r[column] = float(r[column]) / 1e6 if r[column] else ""
+        if mine:
+            cells = [spread("frames_91", ".2f"), spread("frames_95", ".2f"), spread("score", ".3f")]
+            cells.append(spread("evaluation", ".3f"))
+            print(f"| {row} ({len(mine)}) | `{' '.join(flags)}` | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")

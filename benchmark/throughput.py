@@ -174,7 +174,7 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
         if status:
             sys.exit(status)
     elif pathlib.Path(path).resolve() == DOORKEY:
-        measure_doorkey(parts, threads)
+        measure_doorkey(parts)
     else:
         stand_in_for_gym()
         runpy.run_path(path, run_name="__main__")
@@ -190,7 +190,7 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
     print("RESULT " + json.dumps(result))
 
 
-def measure_doorkey(parts: Parts, threads: int) -> None:
+def measure_doorkey(parts: Parts) -> None:
     """Runs a2c_rnd_doorkey.py with the flags in sys.argv, its parts measured."""
     import torch
 
@@ -226,8 +226,6 @@ def measure_doorkey(parts: Parts, threads: int) -> None:
             return call(self, inputs)
 
     script.Agent.forward, torch.nn.Sequential.forward = measured_forward, measured_call
-    set_num_threads = torch.set_num_threads
-    torch.set_num_threads = lambda _: set_num_threads(threads)  # the script takes one thread
     status = script.main()
     if status:
         sys.exit(status)
@@ -265,7 +263,9 @@ def doorkey_table(rounds: int) -> None:
             ]
             command += [DOORKEY, "--env-id", "DoorKey-8x8", "--solved-score", "None", *common, *flags]
             with tempfile.TemporaryDirectory() as folder:
-                run = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True)
+                environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+                words = [str(word) for word in command]
+                run = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
             lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
             if not lines:
                 sys.exit(f"{name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")

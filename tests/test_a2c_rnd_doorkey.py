@@ -667,8 +667,11 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--ext-coef", -1], "--ext-coef -1.0: must be a number that is not negative"),
         (["--solved-score", "nan"], "--solved-score nan: must be a number or None"),
         (["--total-timesteps", 0], "--total-timesteps 0: must be at least one rollout, 512 steps"),
-        (["--int-coef", 0, "--first-visit"], "--first-visit True: must be left out with --int-coef 0"),
-        (["--preset", "tuned", "--int-coef", 0, "--dropout", 0.5], "--dropout 0.5: must be left out with --int-coef 0"),
+        (
+            ["--int-coef", 0, "--first-visit"],
+            "--first-visit contradicts --int-coef 0: there is no bonus for it to change",
+        ),
+        (["--preset", "tuned", "--int-coef", 0, "--dropout", 0.5], "--dropout contradicts --int-coef 0"),
         (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint nowhere"),
         (["--evaluate", "empty"], "--evaluate empty: there is no checkpoint empty/latest.pt"),
         (["--resume", "a", "--evaluate", "b"], "there is no checkpoint"),
