@@ -586,17 +586,17 @@ def test_a_nan_stops_the_run_and_names_itself(tmp_path):
 
 
 def test_it_stops_when_solved(fake_envs, tmp_path, monkeypatch, capsys):
-    """At the first line of the log at which the mean of the last 100 episodes is above --solved-score."""
+    """At the first line of the log at which there are 100 episodes and their mean is above --solved-score."""
 
     class Winning(FakeEnvs):
         def step(self, actions):
-            self.recent.extend([0.92] * 10)
+            self.recent.append(0.92)  # 32 episodes from one line of the log to the next
             self.recent = self.recent[-100:]
             return super().step(actions)
 
     monkeypatch.setattr(script, "MiniGridEnvs", Winning)
     train(small_args(total_timesteps=3200, solved_score=0.91, log_interval=4), tmp_path / "solved")
-    assert "solved: score 0.920 over the last 100 episodes, steps 128," in capsys.readouterr().out
+    assert "solved: score 0.920 over the last 100 episodes, steps 512," in capsys.readouterr().out
     train(small_args(total_timesteps=3200, solved_score=0.925, log_interval=4), tmp_path / "not")
     assert "\nscore 0.920 over the last 100 episodes, steps 3,200," in capsys.readouterr().out
 
