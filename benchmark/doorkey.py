@@ -37,7 +37,7 @@ ROWS = {  # name -> (flags, how many seeds)
     "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED, *NO_BONUS], 3),
     "8x8 tuned, A2C": (["--env-id", "DoorKey-8x8", *TUNED, *NO_BONUS, "--total-timesteps", "3e6"], 5),
     "16x16 notebook, RND": (
-        ["--env-id", "DoorKey-16x16", "--preset", "notebook-16x16", "--total-timesteps", "40e6"],
+        ["--env-id", "DoorKey-16x16", "--preset", "notebook-16x16", "--total-timesteps", "30e6"],
         1,
     ),
 }
