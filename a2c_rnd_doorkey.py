@@ -162,11 +162,12 @@ PRESETS = {  # what each differs in from the defaults
         "num_envs": 64,
         "log_interval": 50,  # 51,200 steps, as in the notebook
         "learning_rate": 1e-3,
-        "predictor_learning_rate": 3e-4,  # 1e-4: the bonus stays where it is; 1e-3: it goes too soon
+        "predictor_learning_rate": 1e-3,  # the bonus has to fall while the policy looks on
         "predictor_max_grad_norm": None,
         "dropout": 0.0,
         "gamma": 0.995,
         "gae_lambda": 0.95,
+        "ent_coef": 0.02,  # beside advantages of deviation 1; the key wants an action that is of no use elsewhere
         "norm_adv": True,  # learn as fast from a small bonus as from a large one
         "int_norm": True,  # one coefficient for all sizes
         "int_coef": 0.1,  # over an episode all bonuses together come to less than the goal
@@ -174,6 +175,7 @@ PRESETS = {  # what each differs in from the defaults
         "first_visit": True,  # nothing for going back and forth
         "one_hot": True,  # a door is not more than a wall
         "orthogonal": True,  # with PyTorch's own weights a random target hardly tells two views apart
+        "obs_norm": True,  # what is seldom seen, as an open door, is far from the mean: a larger error, a larger bonus
         "same_obs": True,
     },
 }
@@ -763,7 +765,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             if args.obs_norm:
                 # paper: 50 rollouts of a random agent first, here: the moments take in each rollout before it is
                 # rewarded, because that does for a start
-                rnd.obs_rms.update(inputs[index[1:][valid]], torch.ones(int(valid.sum()), device=device))
+                seen = torch.bincount(index[1:][valid], minlength=len(views))  # (U,) how often, resets left out
+                rnd.obs_rms.update(inputs, seen)
             rnd_inputs = whiten(inputs, rnd.obs_rms) if args.obs_norm else inputs
             targets, predictor_hidden = rnd.target(rnd_inputs), rnd.predictor(rnd_inputs)  # (U, 256) each
             intrinsic = novelty(rnd, predictor_hidden, targets)[index[1:]]  # (T, N)
