@@ -248,7 +248,7 @@ def doorkey_table(rounds: int) -> None:
     results: list[list[dict]] = [[] for _ in rows]
     for _ in range(rounds):
         for (name, threads, flags, num_envs), found in zip(rows, results, strict=True):
-            rollouts = 51200 // (16 * num_envs)  # in a line of the log
+            rollouts = 25600 // (16 * num_envs)  # in a line of the log
             common = ["--log-interval", rollouts, "--total-timesteps", 4 * rollouts * 16 * num_envs]
             command = [
                 sys.executable,
@@ -256,7 +256,7 @@ def doorkey_table(rounds: int) -> None:
                 "--num-envs",
                 1,
                 "--num-steps",
-                51200,
+                25600,
                 "--threads",
                 threads,
                 "--measure",
@@ -270,10 +270,10 @@ def doorkey_table(rounds: int) -> None:
             if not lines:
                 sys.exit(f"{name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
             found.append(json.loads(lines[-1][7:]))
-            print(f"  {name}, {num_envs}: {51.2e6 / statistics.median(found[-1]['wall_ms']):,.0f} frames/s", flush=True)
+            print(f"  {name}, {num_envs}: {25.6e6 / statistics.median(found[-1]['wall_ms']):,.0f} frames/s", flush=True)
     print("\n| settings | environments | threads | frames/s | CPU-us a frame | of these |\n|-|-|-|-|-|-|")
     for (name, threads, _, num_envs), found in zip(rows, results, strict=True):
-        rate = 51.2e6 / statistics.median([wall for run in found for wall in run["wall_ms"]])
+        rate = 25.6e6 / statistics.median([wall for run in found for wall in run["wall_ms"]])
         cost = statistics.median([cost for run in found for cost in run["cpu_ms"]]) * 1e3
         parts = {
             part: statistics.median([run["parts_cpu_ms"][part] for run in found]) for part in found[0]["parts_cpu_ms"]
