@@ -692,7 +692,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
 
     # what is about to happen
     networks = {"agent": agent, "predictor": nn.ModuleList([rnd.predictor, rnd.predictor_head]), "target": rnd.target}
-    print(f"device       {device}{f' ({torch.get_num_threads()} threads)' * (device.type == 'cpu')}")
+    print(f"device       {device}{f', threads: {torch.get_num_threads()}' * (device.type == 'cpu')}")
     print(f"environment  {env_id} x {N} ({args.backend}), {envs.num_actions} actions")
     print(f"preset       {args.preset}, {'bonus ' + format(args.int_coef, 'g') if args.int_coef else 'no bonus'}")
     print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")

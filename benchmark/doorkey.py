@@ -32,6 +32,8 @@ ROWS = {  # name -> (flags, how many seeds)
     "5x5 notebook, A2C": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6", *NO_BONUS], 5),
     "8x8 notebook, RND": (["--env-id", "DoorKey-8x8", "--total-timesteps", "6e6"], 5),
     "8x8 notebook, A2C": (["--env-id", "DoorKey-8x8", "--total-timesteps", "6e6", *NO_BONUS], 5),
+    "5x5 tuned, RND": (["--env-id", "DoorKey-5x5", *TUNED, "--total-timesteps", "2e6"], 5),
+    "5x5 tuned, A2C": (["--env-id", "DoorKey-5x5", *TUNED, *NO_BONUS, "--total-timesteps", "2e6"], 5),
     "8x8 tuned, RND": (["--env-id", "DoorKey-8x8", *TUNED, "--total-timesteps", "3e6"], 5),
     "16x16 tuned, RND": (["--env-id", "DoorKey-16x16", *TUNED], 3),
     "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED, *NO_BONUS], 3),
