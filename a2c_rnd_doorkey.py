@@ -20,11 +20,13 @@ one g, the predictor, learns to agree with it on what the agent sees. Where they
 
 The notebook leaves out some of what makes RND work, and says so; `--preset tuned` puts it back, still with A2C and the
 same layers. What matters, and is a flag each:
-  1. A bonus for the first visit of an episode only (`--first-visit`), so that going back and forth earns nothing.
-  2. Bonus and advantages divided by their deviations (`--int-norm`, `--norm-adv`): a small bonus teaches as well.
-  3. Orthogonal weights (`--orthogonal`), with which the random target tells views apart.
-  4. Codes as planes of 0 and 1 (`--one-hot`): the code of a door is 4, but it is not four times an empty tile.
-  5. A predictor that learns on what it rewarded (`--same-obs`), all of it (`--dropout 0`), and fast.
+  1. A bonus for the first visit of an episode only (`--first-visit`): going back and forth earns nothing.
+  2. The bonus is divided by the deviation of its return (`--int-norm`), so that one coefficient fits all sizes. The sum
+     of both advantages is not divided by its own: the goal is rare, and when it comes it has to count.
+  3. Codes as planes of 0 and 1 (`--one-hot`), whitened for RND (`--obs-norm`): what is seldom seen, as an open door, is
+     many deviations from the mean, and its error is the larger for it.
+  4. Orthogonal weights (`--orthogonal`), with which a random target tells views apart.
+  5. A predictor that learns on what it rewarded (`--same-obs`), with all of its units (`--dropout 0`), and fast.
 
 Three commands, to train, to resume and to evaluate:
     python a2c_rnd_doorkey.py --env-id DoorKey-8x8 --preset tuned
@@ -167,11 +169,10 @@ PRESETS = {  # what each differs in from the defaults
         "dropout": 0.0,
         "gamma": 0.995,
         "gae_lambda": 0.95,
-        "ent_coef": 0.02,  # beside advantages of deviation 1; the key wants an action that is of no use elsewhere
-        "norm_adv": True,  # learn as fast from a small bonus as from a large one
+        "ent_coef": 0.02,  # the key wants an action that is of no use anywhere else
         "int_norm": True,  # one coefficient for all sizes
-        "int_coef": 0.1,  # over an episode all bonuses together come to less than the goal
-        "ext_coef": 1.0,
+        "int_coef": 20.0,  # what is new in a rollout comes to an advantage of about 1
+        "ext_coef": 40.0,  # the goal's is far larger, and is not divided by its deviation: it is rare and has to count
         "first_visit": True,  # nothing for going back and forth
         "one_hot": True,  # a door is not more than a wall
         "orthogonal": True,  # with PyTorch's own weights a random target hardly tells two views apart
