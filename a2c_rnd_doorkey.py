@@ -18,15 +18,16 @@ one g, the predictor, learns to agree with it on what the agent sees. Where they
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 256      intrinsic reward of the step from o(t) to o(t+1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy
 
-The notebook leaves out some of what makes RND work, and says so; `--preset tuned` puts it back, still with A2C and the
-same layers. What matters, and is a flag each:
+The notebook leaves out some of what makes RND work, and says so; `--preset tuned` and `--preset tuned-16x16` put it
+back, still with A2C and the same layers. What they change, a flag each:
   1. A bonus for the first visit of an episode only (`--first-visit`): going back and forth earns nothing.
-  2. The bonus is divided by the deviation of its return (`--int-norm`), so that one coefficient fits all sizes. The sum
-     of both advantages is not divided by its own: the goal is rare, and when it comes it has to count.
-  3. Codes as planes of 0 and 1 (`--one-hot`), whitened for RND (`--obs-norm`): what is seldom seen, as an open door, is
-     many deviations from the mean, and its error is the larger for it.
+  2. The bonus is divided by the deviation of its return (`--int-norm`), so that one coefficient fits all sizes.
+  3. Codes as planes of 0 and 1 (`--one-hot`): the code of a door is 4, but it is not four times an empty tile.
   4. Orthogonal weights (`--orthogonal`), with which a random target tells views apart.
   5. A predictor that learns on what it rewarded (`--same-obs`), with all of its units (`--dropout 0`), and fast.
+  6. Up to 8x8, advantages divided by their deviation (`--norm-adv`), so that a small bonus teaches as well. Not so at
+     16x16, where the goal is rare and has to count; but there observations are whitened (`--obs-norm`), so that what
+     is seldom seen, as an open door, has the larger error.
 
 Three commands, to train, to resume and to evaluate:
     python a2c_rnd_doorkey.py --env-id DoorKey-8x8 --preset tuned
@@ -109,7 +110,9 @@ class Args:
     # The defaults are the notebook's, `--preset` puts others in their place. The comments are the help of `--help`.
 
     # experiment
-    preset: Literal["notebook", "notebook-16x16", "tuned"] = "notebook"  # a set of defaults; flags beside it stand
+    preset: Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"] = (
+        "notebook"  # a set of defaults; flags beside it stand
+    )
     seed: Int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda, then mps, then cpu; for nets this small, cpu
     runs_dir: str = "runs"  # where the run's folder is made
@@ -169,16 +172,23 @@ PRESETS = {  # what each differs in from the defaults
         "dropout": 0.0,
         "gamma": 0.995,
         "gae_lambda": 0.95,
-        "ent_coef": 0.02,  # the key wants an action that is of no use anywhere else
+        "ent_coef": 0.03,  # the key wants an action that is of no use anywhere else
+        "norm_adv": True,  # a small bonus teaches as much as a large one
         "int_norm": True,  # one coefficient for all sizes
-        "int_coef": 20.0,  # what is new in a rollout comes to an advantage of about 1
-        "ext_coef": 40.0,  # the goal's is far larger, and is not divided by its deviation: it is rare and has to count
+        "int_coef": 0.1,  # over an episode all bonuses together come to less than the goal
+        "ext_coef": 1.0,
         "first_visit": True,  # nothing for going back and forth
         "one_hot": True,  # a door is not more than a wall
         "orthogonal": True,  # with PyTorch's own weights a random target hardly tells two views apart
-        "obs_norm": True,  # what is seldom seen, as an open door, is far from the mean: a larger error, a larger bonus
         "same_obs": True,
     },
+}
+PRESETS["tuned-16x16"] = PRESETS["tuned"] | {
+    "ent_coef": 0.02,
+    "norm_adv": False,  # the goal is rare here, and when it comes it has to count for more than the noise between
+    "int_coef": 20.0,  # what is new in a rollout comes to an advantage of about 1
+    "ext_coef": 40.0,
+    "obs_norm": True,  # what is seldom seen, as an open door, is far from the mean: a larger error, a larger bonus
 }
 
 

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-NO_BONUS, TUNED = ["--int-coef", "0"], ["--preset", "tuned"]
+NO_BONUS, TUNED, TUNED_16 = ["--int-coef", "0"], ["--preset", "tuned"], ["--preset", "tuned-16x16"]
 ROWS = {  # name -> (flags, how many seeds)
     "5x5 notebook, RND": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6"], 5),
     "5x5 notebook, A2C": (["--env-id", "DoorKey-5x5", "--total-timesteps", "2e6", *NO_BONUS], 5),
@@ -35,8 +35,8 @@ ROWS = {  # name -> (flags, how many seeds)
     "5x5 tuned, RND": (["--env-id", "DoorKey-5x5", *TUNED, "--total-timesteps", "2e6"], 5),
     "5x5 tuned, A2C": (["--env-id", "DoorKey-5x5", *TUNED, *NO_BONUS, "--total-timesteps", "2e6"], 5),
     "8x8 tuned, RND": (["--env-id", "DoorKey-8x8", *TUNED, "--total-timesteps", "3e6"], 5),
-    "16x16 tuned, RND": (["--env-id", "DoorKey-16x16", *TUNED], 3),
-    "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED, *NO_BONUS], 3),
+    "16x16 tuned, RND": (["--env-id", "DoorKey-16x16", *TUNED_16, "--total-timesteps", "6e6"], 3),
+    "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED_16, *NO_BONUS, "--total-timesteps", "6e6"], 3),
     "8x8 tuned, A2C": (["--env-id", "DoorKey-8x8", *TUNED, *NO_BONUS, "--total-timesteps", "3e6"], 5),
     "16x16 notebook, RND": (
         ["--env-id", "DoorKey-16x16", "--preset", "notebook-16x16", "--total-timesteps", "30e6"],

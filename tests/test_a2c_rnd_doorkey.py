@@ -509,7 +509,14 @@ FLAGS = [
     {"ext_coef": 2.0, "gamma": 0.9, "gae_lambda": 0.5, "int_gamma": 0.8, "vf_coef": 1.0, "ent_coef": 0.1},
     {
         **{"one_hot": True, "orthogonal": True, "first_visit": True, "same_obs": True, "int_norm": True},
-        **{"norm_adv": True, "dropout": 0.0, "ext_coef": 1.0, "int_coef": 0.1, "bootstrap_truncated": True},
+        **{
+            "norm_adv": True,
+            "obs_norm": True,
+            "dropout": 0.0,
+            "ext_coef": 1.0,
+            "int_coef": 0.1,
+            "bootstrap_truncated": True,
+        },
     },
 ]
 
@@ -623,13 +630,21 @@ def test_presets_read_back(monkeypatch):
     large = {"num_envs": 128, "num_steps": 48, "gamma": 0.995, "log_interval": 35}
     seen = []
     monkeypatch.setattr(script, "train", lambda args, *rest: seen.append(args) or 0)
-    for flags in ([], ["--preset", "notebook-16x16"], ["--preset", "tuned"], ["--preset", "tuned", "--gamma", "0.9"]):
+    for flags in (
+        [],
+        ["--preset", "notebook-16x16"],
+        ["--preset", "tuned"],
+        ["--preset", "tuned", "--gamma", "0.9"],
+        ["--preset", "tuned-16x16"],
+    ):
         monkeypatch.setattr(sys, "argv", ["a2c_rnd_doorkey.py", *flags])
         assert script.main() == 0
     assert seen[0] == notebook
     assert seen[1] == script.Args(preset="notebook-16x16", **large)
     assert seen[2] == script.Args(preset="tuned", **script.PRESETS["tuned"])
     assert seen[3] == dataclasses.replace(seen[2], gamma=0.9)  # a flag beside a preset stands
+    assert seen[4] == script.Args(preset="tuned-16x16", **script.PRESETS["tuned-16x16"])
+    assert seen[4].first_visit and not seen[4].norm_adv
 
 
 # ----------------------------------------------------------------------------------------------------------------------
