@@ -74,6 +74,12 @@ def run(row: str, seed: int, runs_dir: pathlib.Path) -> dict:
         done = subprocess.run([*script, *command], capture_output=True, text=True, env=environment)
         if done.returncode and "has all of its" not in done.stderr:
             raise RuntimeError(f"{row}, seed {seed}: {done.stderr}")
+    return collect(row, seed, folder)
+
+
+def collect(row: str, seed: int, folder: pathlib.Path) -> dict:
+    """The line of the CSV for the run in a folder, as far as it is."""
+    script, environment = [sys.executable, str(ROOT / "a2c_rnd_doorkey.py")], os.environ | {"OMP_NUM_THREADS": "1"}
     (path,) = folder.glob("*/latest.pt")
     state = torch.load(path, weights_only=True)
     events = EventAccumulator(str(path.parent), size_guidance={"scalars": 0})
