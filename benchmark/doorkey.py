@@ -126,7 +126,8 @@ NOTEBOOK = {  # the notebook's own runs, one each: frames in millions and scores
 def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against frames, every seed, a panel for each size; dashed, the notebook's own runs."""
     colors = {"notebook, RND": "C0", "notebook, A2C": "C1", "tuned, RND": "C2", "tuned, A2C": "C3"}
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
+    handles: dict[str, plt.Artist] = {}
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
     for panel, size in zip(panels, ("5x5", "8x8", "16x16"), strict=True):
         for name, color in colors.items():
             mine = [r for r in runs if r["row"] == f"{size} {name}"]
@@ -139,8 +140,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
         panel.axhline(0.95, color="0.8", linewidth=0.8, zorder=0)
         panel.set(title=f"DoorKey-{size}", xlabel="million frames", ylim=(-0.03, 1.03))
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=7)
-    panels[2].set_xscale("log")
+        handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
+    panels[2].set(xscale="log", xlim=(0.2, 100))  # before that, there are few episodes, those that were short
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=8, frameon=False)
     panels[0].set_ylabel("mean return, last 100 episodes")
     figure.savefig(path, dpi=120)
 
@@ -161,9 +163,7 @@ def print_table(runs: list[dict]) -> None:
         known = sum(r[column] != "" for r in mine)
         return text if known == len(mine) else f"{text} ({known} of {len(mine)})"
 
-    print(
-        "| row | flags | > 0.91, million frames | > 0.95, million frames | score in the end | evaluation | frames/s |"
-    )
+    print("| row | flags | > 0.91, million frames | > 0.95, million frames | score in the end | evaluation |")
     print("|---|---|---|---|---|---|")
     for row, (flags, _) in ROWS.items():
         mine = [dict(r) for r in runs if r["row"] == row]

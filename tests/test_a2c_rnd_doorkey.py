@@ -771,7 +771,7 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy predictor_loss grad_norm"
     expected = {f"losses/{name}" for name in losses.split()} | {"rnd/intrinsic_reward"}
     expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
-    charts = "SPS learning_rate unique_views episodic_return episodic_length success_rate score"
+    charts = "SPS learning_rate unique_views episodic_return episodic_length success_rate"
     assert set(scalars) == expected | {f"charts/{name}" for name in charts.split()}
     assert [step for step, _ in scalars["losses/entropy"]] == list(range(64, 1281, 64))
     events = EventAccumulator(str(run_dir))
