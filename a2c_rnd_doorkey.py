@@ -35,7 +35,7 @@ Three commands, to train, to resume and to evaluate:
     python a2c_rnd_doorkey.py --evaluate runs/<run> --eval-episodes 20 --capture-video
 
 What to expect, on one core of a CPU, in 0.6 to 0.9 GB: `--preset tuned` solves 5x5 (a mean return above 0.95) within
-0.2M steps, in seconds, and 8x8 within 0.6M to 0.8M, in a minute or two; `--preset tuned-16x16` solves 16x16 within 1.6M
+0.2M steps, in seconds, and 8x8 within 0.6M to 0.8M, in 1 to 3 minutes; `--preset tuned-16x16` solves 16x16 within 1.6M
 to 3.7M, in 3 to 9 minutes. The notebook's settings solve 8x8 within 1.8M to 5.2M steps; at 16x16 the notebook itself
 took 81M. docs/results/README.md has all seeds, with and without the bonus.
 """
@@ -328,8 +328,8 @@ class MiniGridEnvs:
 class Views:
     """The different views of a rollout, numbered in the order in which they came.
 
-    A rollout of 512 steps sees some hundred different views, one of 6,144 some eight hundred. Each network is
-    evaluated once for each of them, not once for each step: the same numbers, several times as fast.
+    There are far fewer of them than steps (`charts/unique_views` is the share). Each network is evaluated once for each
+    view, not once for each step: the same numbers, more than twice as fast.
     """
 
     def __init__(self):

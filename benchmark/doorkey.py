@@ -44,16 +44,8 @@ ROWS = {  # name -> (flags, how many seeds)
     ),
 }
 WITHOUT = [  # what each part of the tuned preset is worth
-    *(
-        "--no-first-visit",
-        "--no-one-hot",
-        "--no-orthogonal",
-        "--norm-adv",
-        "--no-int-norm",
-        "--no-obs-norm",
-        "--no-same-obs",
-    ),
-    *("--predictor-learning-rate 1e-4", "--ent-coef 0.01", "--no-int-episodic"),
+    *("--no-first-visit", "--no-one-hot", "--no-orthogonal", "--no-norm-adv", "--no-int-norm", "--no-same-obs"),
+    *("--obs-norm", "--predictor-learning-rate 1e-4", "--ent-coef 0.01", "--no-int-episodic"),
 ]
 ROWS |= {
     f"8x8 tuned, {flag}": (["--env-id", "DoorKey-8x8", *TUNED, *flag.split(), "--total-timesteps", "1.5e6"], 3)
