@@ -1,4 +1,40 @@
-"""PPO with Random Network Distillation (RND) on MiniGrid, in one file, and what others have put in its place."""
+"""PPO with Random Network Distillation (RND) on MiniGrid, in one file, and what others have put in its place.
+
+Papers: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894; Andres,
+Villar-Rodriguez, Del Ser (2022), An evaluation study of intrinsic motivation techniques [...], arXiv:2205.11184.
+
+MiniGrid's rooms are laid out anew in each episode. The agent sees 7 x 7 tiles ahead and is paid once, at the goal:
+1 - 0.9 * steps / limit. Getting there takes keys, doors and corridors that a random agent does not pass in a million
+steps. The policy is PPO's (Schulman et al. 2017), without memory. The bonus for exploring is a product of two terms:
+
+    r_int(t) = novelty(o(t+1)) * episodic_term(o(t+1))
+    A        = int_coef * A_int + ext_coef * A_ext      two value heads, two advantages, one policy (PPO)
+
+The first says how new a view is over the whole run, `--novelty`:
+    rnd     |g(o) - f(o)|^2 / 256: the error of a predictor g that learns to agree with a random network f
+    noveld  max(error(o(t+1)) - 0.5 * error(o(t)), 0): the border of what is known (Zhang et al. 2021, NovelD)
+    count   1 / sqrt(how often the view has been seen), from a table: what RND stands in for
+    none    1
+The second how new it is in this episode, `--episodic-bonus`; without it an agent can earn by going back and forth:
+    first-visit  1 for the first time, then 0 (NovelD; Andres et al.)
+    sqrt-count   1 / sqrt(how often the view has been seen in this episode) (Raileanu and Rocktaschel 2020, RIDE)
+    none         1: RND as it was published
+Both look at the agent's own view. RIDE and NovelD count on the whole grid, which the agent does not see.
+
+What makes it work:
+  1. The mask on first visits: RND alone does not solve most of these environments.
+  2. The stream of the bonus does not end with the episode (`--int-episodic` lets it): reaching the goal then costs
+     nothing, because the next episode is full of first visits. MiniGrid codes cut it, and have one value head.
+  3. Codes as planes of 0 and 1: the code of a door is 4, but it is not four times an empty tile.
+  4. A predictor that sees views whitened and learns from all of them: a bonus that falls while the policy looks on.
+
+Three commands, to train, to resume and to evaluate:
+    python ppo_rnd_minigrid.py --env-id KeyCorridorS3R3
+    python ppo_rnd_minigrid.py --resume runs/<run>
+    python ppo_rnd_minigrid.py --evaluate runs/<run> --eval-episodes 20 --capture-video --plot
+
+WHAT-TO-EXPECT
+"""
 
 import collections
 import ctypes

@@ -4,6 +4,7 @@
     python benchmark/throughput.py --peer PATH/cleanrl/ppo_rnd_envpool.py the same, with CleanRL's script in between
     python benchmark/throughput.py --num-steps 128 --iterations 3         full-size rollouts, for memory
     python benchmark/throughput.py --doorkey                              a2c_rnd_doorkey.py instead, frames a second
+    python benchmark/throughput.py --minigrid                             ppo_rnd_minigrid.py instead, frames a second
 
 Costs are CPU-milliseconds per environment step (user + system time of the process), because a shared machine's clock
 says little; with CUDA, wall milliseconds per iteration as well, the device waited for at the border of each part. Each
@@ -13,6 +14,7 @@ is: the adapter below only gives it the interfaces of `gym` and of the older Env
 
 import argparse
 import contextlib
+import importlib
 import itertools
 import json
 import os
@@ -27,7 +29,7 @@ import time
 import types
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "ppo_rnd_atari.py"
-DOORKEY = SCRIPT.with_name("a2c_rnd_doorkey.py")
+DOORKEY, MINIGRID = SCRIPT.with_name("a2c_rnd_doorkey.py"), SCRIPT.with_name("ppo_rnd_minigrid.py")
 
 
 def cpu_seconds() -> float:
@@ -173,8 +175,8 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
         status = script.main()
         if status:
             sys.exit(status)
-    elif pathlib.Path(path).resolve() == DOORKEY:
-        measure_doorkey(parts)
+    elif pathlib.Path(path).resolve() in (DOORKEY, MINIGRID):
+        measure_on_views(pathlib.Path(path).stem, parts)
     else:
         stand_in_for_gym()
         runpy.run_path(path, run_name="__main__")
@@ -190,13 +192,12 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
     print("RESULT " + json.dumps(result))
 
 
-def measure_doorkey(parts: Parts) -> None:
-    """Runs a2c_rnd_doorkey.py with the flags in sys.argv, its parts measured."""
+def measure_on_views(name: str, parts: Parts) -> None:
+    """Runs a script for MiniGrid with the flags in sys.argv, its parts measured."""
     import torch
 
-    sys.path.insert(0, str(DOORKEY.parent))
-    import a2c_rnd_doorkey as script
-
+    sys.path.insert(0, str(SCRIPT.parent))
+    script = importlib.import_module(name)
     if "--every-step" in sys.argv:  # no view is taken for one that was seen before: networks run at every step
         sys.argv.remove("--every-step")
 
@@ -214,7 +215,8 @@ def measure_doorkey(parts: Parts) -> None:
     parts.wrap(script.MiniGridEnvs, "step", "environments")
     parts.wrap(script, "gae", "advantages")
     parts.wrap(torch.Tensor, "backward", "backward")
-    parts.wrap(script.torch.optim.RMSprop, "step", "optimiser")
+    for optimiser in (torch.optim.RMSprop, torch.optim.Adam):
+        parts.wrap(optimiser, "step", "optimiser")
     forward, call = script.Agent.forward, torch.nn.Sequential.forward
 
     def measured_forward(self, inputs):
@@ -245,41 +247,69 @@ def doorkey_table(rounds: int) -> None:
         ("notebook, no bonus", 1, [*wide, "--int-coef", "0"], 128),
         ("tuned", 1, ["--preset", "tuned", "--num-steps", "16"], 64),
     ]
-    results: list[list[dict]] = [[] for _ in rows]
-    for _ in range(rounds):
-        for (name, threads, flags, num_envs), found in zip(rows, results, strict=True):
-            rollouts = 25600 // (16 * num_envs)  # in a line of the log
-            common = ["--log-interval", rollouts, "--total-timesteps", 4 * rollouts * 16 * num_envs]
+    programs = []
+    for name, threads, flags, num_envs in rows:
+        rollouts = 25600 // (16 * num_envs)  # in a line of the log
+        common = ["--log-interval", rollouts, "--total-timesteps", 4 * rollouts * 16 * num_envs]
+        command = [DOORKEY, "--env-id", "DoorKey-8x8", "--solved-score", "None", *common, *flags]
+        programs.append((f"{name} | {num_envs}", threads, 25600, command))
+    frames_table(programs, rounds)
+
+
+def minigrid_table(rounds: int) -> None:
+    """Frames a second of ppo_rnd_minigrid.py's whole training loop, and where the time goes."""
+    rows = [  # name, threads, flags
+        ("default", 1, []),
+        ("default", 2, []),
+        ("networks at every step", 1, ["--every-step"]),
+        ("--update-proportion 0.25", 1, ["--update-proportion", 0.25]),
+        ("--novelty count", 1, ["--novelty", "count"]),
+        ("--int-coef 0", 1, ["--int-coef", 0]),
+        ("--int-coef 0", 2, ["--int-coef", 0]),
+    ]
+    programs = []
+    for env_id in ("DoorKey-8x8", "KeyCorridorS3R3"):
+        for name, threads, flags in rows:
             command = [
-                sys.executable,
-                __file__,
+                MINIGRID,
+                "--env-id",
+                env_id,
+                "--total-timesteps",
+                20 * 8192,
                 "--num-envs",
-                1,
+                64,
                 "--num-steps",
-                25600,
-                "--threads",
-                threads,
-                "--measure",
+                128,
             ]
-            command += [DOORKEY, "--env-id", "DoorKey-8x8", "--solved-score", "None", *common, *flags]
+            programs.append((f"{env_id}, {name} | 64", threads, 8192, [*command, *flags]))
+    frames_table(programs, rounds)
+
+
+def frames_table(programs: list[tuple[str, int, int, list]], rounds: int) -> None:
+    """Measures programs (name | environments, threads, frames between two lines of the log, command): a table."""
+    results: list[list[dict]] = [[] for _ in programs]
+    for _ in range(rounds):
+        for (name, threads, frames, program), found in zip(programs, results, strict=True):
+            front = ["--num-envs", 1, "--num-steps", frames, "--threads", threads, "--measure"]
             with tempfile.TemporaryDirectory() as folder:
                 environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                words = [str(word) for word in command]
+                words = [str(word) for word in (sys.executable, __file__, *front, *program)]
                 run = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
             lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
             if not lines:
                 sys.exit(f"{name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
             found.append(json.loads(lines[-1][7:]))
-            print(f"  {name}, {num_envs}: {25.6e6 / statistics.median(found[-1]['wall_ms']):,.0f} frames/s", flush=True)
+            rate = 1e3 * frames / statistics.median(found[-1]["wall_ms"])
+            print(f"  {name}, {threads} threads: {rate:,.0f} frames/s", flush=True)
     print("\n| settings | environments | threads | frames/s | CPU-us a frame | of these |\n|-|-|-|-|-|-|")
-    for (name, threads, _, num_envs), found in zip(rows, results, strict=True):
-        rate = 25.6e6 / statistics.median([wall for run in found for wall in run["wall_ms"]])
+    for (name, threads, frames, _), found in zip(programs, results, strict=True):
+        rate = 1e3 * frames / statistics.median([wall for run in found for wall in run["wall_ms"]])
         cost = statistics.median([cost for run in found for cost in run["cpu_ms"]]) * 1e3
         parts = {
             part: statistics.median([run["parts_cpu_ms"][part] for run in found]) for part in found[0]["parts_cpu_ms"]
         }
         text = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
-        print(f"| {name} | {num_envs} | {threads} | {rate:,.0f} | {cost:.1f} | {text} |")
+        print(f"| {name} | {threads} | {rate:,.0f} | {cost:.1f} | {text} |")
 
 
 def environments_alone(num_envs: int, steps: int) -> dict:
@@ -311,6 +341,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 0: as PyTorch has it")
     parser.add_argument("--only", choices=["peer", "fp32", "bf16", "fp32 compiled", "bf16 compiled"], nargs="+")
     parser.add_argument("--doorkey", action="store_true", help="a2c_rnd_doorkey.py instead, at 8x8")
+    parser.add_argument("--minigrid", action="store_true", help="ppo_rnd_minigrid.py instead")
     parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     steps = args.num_envs * args.num_steps
@@ -319,6 +350,8 @@ def main() -> None:
 
     if args.doorkey:
         return doorkey_table(args.rounds)
+    if args.minigrid:
+        return minigrid_table(args.rounds)
     alone = environments_alone(args.num_envs, 200)
     print(f"environments alone: {alone['cpu_ms']:.3f} CPU-ms a step, {alone['steps_per_second']:,.0f} steps/s")
     common = ["--num-envs", args.num_envs, "--num-steps", args.num_steps, "--total-timesteps", args.iterations * steps]
