@@ -127,6 +127,9 @@ class Args:
         "KeyCorridorS3R3"  # any of EnvPool's MiniGrid; KeyCorridorS3R3 and MiniGrid-KeyCorridorS3R3-v0 are one
     )
     env_kwargs: str = ""  # its arguments, e.g. "min_num_rooms=7,max_num_rooms=7,max_room_size=8,max_episode_steps=140"
+    backend: Literal["auto", "envpool", "gymnasium"] = (
+        "auto"  # gymnasium: the minigrid package, slow; auto: for MultiRoom
+    )
     num_envs: Int = 64  # parallel environments, N
     raw_obs: bool = False  # the codes of a tile as three numbers, not as planes of 0 and 1
 
@@ -231,9 +234,9 @@ ENV_KWARGS = {  # arguments of environments, EnvPool's name -> the minigrid pack
 }
 
 
-def resolve_env_id(name: str) -> str:
-    """EnvPool's id for any spelling of it, e.g. `MiniGrid-DoorKey-8x8-v0` for `DoorKey-8x8`; without -v the newest."""
-    known = sorted(x for x in envpool.list_all_envs() if x.startswith("MiniGrid-"))
+def resolve_env_id(name: str, backend: str) -> str:
+    """The full id for any spelling of it, e.g. `MiniGrid-DoorKey-8x8-v0` for `DoorKey-8x8`; without -v the newest."""
+    known = sorted(x for x in gym.registry if x.startswith("MiniGrid-"))
     ids = {x.lower().removeprefix("minigrid-"): x for x in known}
     ids |= {key.rsplit("-v", 1)[0]: x for key, x in ids.items()}  # sorted, so that the newest version is the last
     key = name.lower().removeprefix("minigrid-")
@@ -241,11 +244,22 @@ def resolve_env_id(name: str) -> str:
         close = list(dict.fromkeys(ids[match] for match in difflib.get_close_matches(key, ids, n=3, cutoff=0.6)))
         hint = f"did you mean {' or '.join(close)}?" if close else "this script plays MiniGrid's"
         raise UserError(f"--env-id {name}: no such environment; {hint}")
+    if backend == "envpool" and ids[key] not in envpool.list_all_envs():
+        raise UserError(f"--env-id {name}: EnvPool does not have {ids[key]}; --backend gymnasium has")
     return ids[key]
 
 
-def parse_env_kwargs(env_id: str, text: str) -> dict[str, int]:
-    """`--env-kwargs` as EnvPool takes it; UserError if it is not of the form a=1,b=2 or a package refuses it."""
+def resolve_backend(name: str, env_id: str) -> str:
+    """The package that `--backend` means. EnvPool 1.2.5 puts doors of MultiRoom into corners, where they lead nowhere:
+    it draws a room's place from one value more than the minigrid package does, and 28 % of N2-S4 cannot be solved.
+    """
+    if name != "auto":
+        return name
+    return "gymnasium" if "MultiRoom" in env_id else "envpool"
+
+
+def parse_env_kwargs(env_id: str, text: str, backend: str) -> dict[str, int]:
+    """`--env-kwargs` in EnvPool's words; UserError if it is not of the form a=1,b=2 or a package refuses it."""
     kwargs = {}
     for part in filter(None, text.split(",")):
         name, _, value = (x.strip() for x in part.partition("="))
@@ -257,12 +271,15 @@ def parse_env_kwargs(env_id: str, text: str) -> dict[str, int]:
             raise UserError(f"--env-kwargs {text}: {name} must be a whole number") from None
         if kwargs[name] < 1:
             raise UserError(f"--env-kwargs {text}: {name} must be at least 1")
-    if kwargs:
-        kwargs.setdefault("max_episode_steps", envpool.make_spec(env_id).config.max_episode_steps)
-        try:
-            make_evaluation_env(env_id, kwargs).reset()
-        except (TypeError, ValueError, AssertionError, RecursionError) as error:
-            raise UserError(f"--env-kwargs {text}: {env_id} refuses it: {error or type(error).__name__}") from None
+    if not kwargs:
+        return {}
+    try:
+        env = make_evaluation_env(env_id, kwargs)
+        env.reset()
+    except (TypeError, ValueError, AssertionError, RecursionError) as error:
+        raise UserError(f"--env-kwargs {text}: {env_id} refuses it: {error or type(error).__name__}") from None
+    kwargs["max_episode_steps"] = env.unwrapped.max_steps  # in both packages the same, whatever their own default is
+    if backend == "envpool":
         # what EnvPool does not like ends the process, or never ends; so the first to try is a process that may
         trial = f"import envpool; envpool.make({env_id!r}, env_type='gymnasium', num_envs=64, **{kwargs}).reset()"
         try:
@@ -301,8 +318,8 @@ class MiniGridEnvs:
     colour and state, (7, 7, 3) uint8. The agent stands at tile [3, 6] and looks to smaller second indices; what it
     carries lies in its own tile, so it does know whether it has the key.
 
-    EnvPool resets an environment on the step *after* the one that ended the episode: that step ignores its action,
-    returns the first view of the next episode and a reward of 0. It is not experience. `step` marks it with
+    Both backends reset an environment on the step *after* the one that ended the episode: that step ignores its
+    action, returns the first view of the next episode and a reward of 0. It is not experience. `step` marks it with
     valid = False, and everything that learns or counts leaves it out.
 
     Attributes:
@@ -310,11 +327,16 @@ class MiniGridEnvs:
         recent: returns of the last 100 episodes
     """
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, env_kwargs: dict[str, int]):
-        self.pool = envpool.make(
-            env_id, env_type="gymnasium", num_envs=num_envs, num_threads=1, seed=seed, **env_kwargs
-        )
-        self.num_actions = int(self.pool.action_space.n)
+    def __init__(self, env_id: str, num_envs: int, seed: int, backend: str, env_kwargs: dict[str, int]):
+        self.seed, self.backend = seed, backend
+        if backend == "envpool":
+            options = {"env_type": "gymnasium", "num_envs": num_envs, "num_threads": 1, "seed": seed}
+            self.pool = envpool.make(env_id, **options, **env_kwargs)
+            self.num_actions = int(self.pool.action_space.n)
+        else:
+            kwargs = {ENV_KWARGS[name]: value for name, value in env_kwargs.items()}
+            self.pool = gym.make_vec(env_id, num_envs, vectorization_mode="sync", wrappers=[ImgObsWrapper], **kwargs)
+            self.num_actions = int(self.pool.single_action_space.n)
         self.done = np.zeros(num_envs, bool)  # (N,) the step before ended the episode
         self.returns = np.zeros(num_envs)  # (N,) of the episodes under way, as the next three
         self.lengths = np.zeros(num_envs, int)
@@ -323,17 +345,21 @@ class MiniGridEnvs:
         self.episodes: list[tuple[float, int, int]] = []
         self.recent: collections.deque[float] = collections.deque(maxlen=100)
 
-    def look(self, obs: dict, info: dict) -> tuple[list[bytes], np.ndarray]:
-        """What EnvPool returns -> the N views as bytes, and how often each was seen in its episode so far (N,) int."""
-        views = [view.tobytes() for view in obs["image"]]
+    def look(self, obs: dict | np.ndarray, info: dict) -> tuple[list[bytes], np.ndarray]:
+        """What a backend returns -> the N views as bytes, and how often each was seen in its episode (N,) int."""
+        if self.backend == "envpool":
+            obs, positions = obs["image"], info["agent_pos"]
+        else:
+            positions = np.array([env.unwrapped.agent_pos for env in self.pool.envs])
+        views = [view.tobytes() for view in obs]
         for view, visits in zip(views, self.visits, strict=True):
             visits[view] = visits.get(view, 0) + 1
-        self.cells[np.arange(len(views)), *info["agent_pos"].T] = True
+        self.cells[np.arange(len(views)), *positions.T] = True
         return views, np.array([visits[view] for view, visits in zip(views, self.visits, strict=True)])
 
     def reset(self) -> list[bytes]:
         """Starts an episode in every copy. Returns the N views."""
-        return self.look(*self.pool.reset())[0]
+        return self.look(*self.pool.reset(**({} if self.backend == "envpool" else {"seed": self.seed})))[0]
 
     def step(self, actions: np.ndarray) -> tuple[list[bytes], *tuple[np.ndarray, ...]]:
         """Plays actions (N,) int.
@@ -724,14 +750,15 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     iteration = saved["iteration"] if saved else 0
     if iteration >= num_iterations:
         raise UserError(f"{path} has all of its {iteration * B:,} steps; ask for more with --total-timesteps")
-    env_kwargs = parse_env_kwargs(env_id, args.env_kwargs)
+    backend = resolve_backend(args.backend, env_id)
+    env_kwargs = parse_env_kwargs(env_id, args.env_kwargs, backend)
     uses_predictor = args.int_coef > 0 and args.novelty in ("rnd", "noveld")
     stop = StopSignal()
 
     # environments, networks, optimiser
     torch.manual_seed(args.seed)
     seed = int(np.random.SeedSequence((args.seed, iteration)).generate_state(1)[0] >> 1)  # others after a resume
-    envs = MiniGridEnvs(env_id, N, seed, env_kwargs)
+    envs = MiniGridEnvs(env_id, N, seed, backend, env_kwargs)
     num_planes = 3 if args.raw_obs else sum(NUM_CODES)
     agent = Agent(envs.num_actions, 1 if args.single_head else 2, num_planes).to(device)
     rnd = RND(N, num_planes, device)
@@ -754,10 +781,11 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     run_dir, writer = open_run(args, env_id, path, iteration * B)
 
     # what is about to happen
+    arguments = f", {args.env_kwargs}" if args.env_kwargs else ""
     bonus_name = f"{args.int_coef:g} * {args.novelty} * {args.episodic_bonus}" if args.int_coef else "none"
     networks = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
     print(f"device       {device}{f', threads: {torch.get_num_threads()}' * (device.type == 'cpu')}")
-    print(f"environment  {env_id} x {N}, {envs.num_actions} actions{f', {args.env_kwargs}' * bool(args.env_kwargs)}")
+    print(f"environment  {env_id} x {N} ({backend}), {envs.num_actions} actions{arguments}")
     print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
     print(f"bonus        {bonus_name}")
     print("memory       0.6 to 0.9 GB, most of it libraries")
@@ -1036,7 +1064,7 @@ def plot_layout(
 def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, saved: dict) -> None:
     """Plays episodes in the minigrid package with the policy of a checkpoint, actions drawn as in training."""
     torch.manual_seed(args.seed)
-    env = make_evaluation_env(env_id, parse_env_kwargs(env_id, args.env_kwargs))
+    env = make_evaluation_env(env_id, parse_env_kwargs(env_id, args.env_kwargs, "gymnasium"))
     num_planes = 3 if args.raw_obs else sum(NUM_CODES)
     agent = Agent(int(env.action_space.n), 1 if args.single_head else 2, num_planes).to(device)
     load_state(agent, saved["agent"], path)
@@ -1099,7 +1127,7 @@ def main() -> int:
             path, saved = load_checkpoint("--resume" if args.resume else "--evaluate", source)
             args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given anew stand, all others are the run's
         check_args(args)
-        env_id = resolve_env_id(args.env_id)
+        env_id = resolve_env_id(args.env_id, args.backend)
         device = resolve_device(args.device)
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # nets this small gain little from more; other cores can run other seeds

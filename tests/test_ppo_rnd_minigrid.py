@@ -35,7 +35,7 @@ def train(args: script.Args, folder: pathlib.Path) -> pathlib.Path:
     """Trains in this process; the run's folder."""
     args.runs_dir = str(folder)
     torch.set_num_threads(1)
-    assert script.train(args, script.resolve_env_id(args.env_id), CPU, None, None) == 0
+    assert script.train(args, script.resolve_env_id(args.env_id, args.backend), CPU, None, None) == 0
     (run_dir,) = folder.iterdir()
     return run_dir
 
@@ -115,9 +115,10 @@ def test_envpool_and_the_minigrid_package_show_the_same_on_the_same_grid(size, s
     assert seen["episodes"] >= 4 and seen["keys"] > 0 and (size == 8 or seen["goals"] > 0), seen
 
 
-def test_episodes_are_counted_as_a_dictionary_counts_them():
+@pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
+def test_episodes_are_counted_as_a_dictionary_counts_them(backend):
     """Views, cells, returns and lengths of whole episodes, over resets and time limits, against plain bookkeeping."""
-    envs = script.MiniGridEnvs("MiniGrid-Empty-Random-5x5-v0", 8, 1, {"max_episode_steps": 40})
+    envs = script.MiniGridEnvs("MiniGrid-Empty-Random-5x5-v0", 8, 1, backend, {"max_episode_steps": 40})
     looks = []
     step = envs.pool.step
 
@@ -133,11 +134,14 @@ def test_episodes_are_counted_as_a_dictionary_counts_them():
     rng, before, ends = np.random.default_rng(1), np.zeros(8, bool), {"terminated": 0, "truncated": 0}
     for _ in range(700):
         views, visits, rewards, terminated, truncated, valid = envs.step(rng.integers(0, 7, 8))
-        position = looks[-1][4]["agent_pos"]
+        if backend == "envpool":
+            image, position = looks[-1][0]["image"], looks[-1][4]["agent_pos"]
+        else:
+            image, position = looks[-1][0], [env.unwrapped.agent_pos for env in envs.pool.envs]
         np.testing.assert_array_equal(valid, ~before)
         assert (rewards[~valid] == 0).all() and not (terminated | truncated)[~valid].any()
         for i in range(8):
-            assert views[i] == looks[-1][0]["image"][i].tobytes()
+            assert views[i] == image[i].tobytes()
             if not valid[i]:
                 counts[i], cells[i], returns[i], lengths[i] = collections.Counter(), set(), 0, 0
             else:
@@ -193,24 +197,41 @@ def test_the_same_time_limit_in_both_packages():
 def test_arguments_give_the_literature_s_multiroom():
     """Seven rooms of at most 8 x 8, 140 steps, in both; rewards in EnvPool are those of that limit."""
     env_id = "MiniGrid-MultiRoom-N6-v0"
-    kwargs = script.parse_env_kwargs(env_id, N7_S8)
+    kwargs = script.parse_env_kwargs(env_id, N7_S8, "envpool")
     assert kwargs == {"min_num_rooms": 7, "max_num_rooms": 7, "max_room_size": 8, "max_episode_steps": 140}
     env = script.make_evaluation_env(env_id, kwargs)
     for seed in range(5):
         env.reset(seed=seed)
         rooms = env.unwrapped.rooms
         assert len(rooms) == 7 and max(max(room.size) for room in rooms) <= 8 and env.unwrapped.max_steps == 140
-    envs = script.MiniGridEnvs(env_id, 8, 0, kwargs)
-    envs.reset()
-    while len(envs.episodes) < 8:
-        envs.step(np.full(8, 6))
-    assert [length for _, length, _ in envs.episodes] == [140] * 8
-    assert script.parse_env_kwargs(env_id, "max_num_rooms = 7") == {"max_num_rooms": 7, "max_episode_steps": 120}
-    assert script.parse_env_kwargs(env_id, "") == {}
+    for backend in ("envpool", "gymnasium"):
+        envs = script.MiniGridEnvs(env_id, 8, 0, backend, kwargs)
+        envs.reset()
+        while len(envs.episodes) < 8:
+            envs.step(np.full(8, 6))
+        assert [length for _, length, _ in envs.episodes] == [140] * 8
+    two = {"max_num_rooms": 7, "max_episode_steps": 140}  # the package's default: 20 steps a room
+    assert script.parse_env_kwargs(env_id, "max_num_rooms = 7", "envpool") == two
+    assert script.parse_env_kwargs(env_id, "", "envpool") == {}
+
+
+def test_envpool_s_multiroom_can_often_not_be_solved_and_auto_avoids_it():
+    """Two rooms of 4 x 4 and 2,000 steps: a random agent gets through the door unless it leads into a corner."""
+    for backend, num_envs, episodes, low, high in (("envpool", 64, 400, 0.6, 0.85), ("gymnasium", 16, 40, 1, 1)):
+        envs = script.MiniGridEnvs("MiniGrid-MultiRoom-N2-S4-v0", num_envs, 0, backend, {"max_episode_steps": 2000})
+        envs.reset()
+        rng = np.random.default_rng(0)
+        while len(envs.episodes) < episodes:
+            envs.step(rng.integers(0, 6, num_envs))
+        success = np.mean([episode_return > 0 for episode_return, *_ in envs.episodes])
+        assert low <= success <= high, f"{backend}: {success}"
+    assert script.resolve_backend("auto", "MiniGrid-MultiRoom-N6-v0") == "gymnasium"
+    assert script.resolve_backend("auto", "MiniGrid-KeyCorridorS3R3-v0") == "envpool"
+    assert script.resolve_backend("envpool", "MiniGrid-MultiRoom-N6-v0") == "envpool"
 
 
 def test_rewards_go_by_the_limit_that_was_asked_for():
-    envs = script.MiniGridEnvs("MiniGrid-Empty-5x5-v0", 16, 0, {"max_episode_steps": 40})
+    envs = script.MiniGridEnvs("MiniGrid-Empty-5x5-v0", 16, 0, "envpool", {"max_episode_steps": 40})
     envs.reset()
     rng = np.random.default_rng(0)
     while len(envs.episodes) < 100:
@@ -223,20 +244,20 @@ def test_rewards_go_by_the_limit_that_was_asked_for():
 
 @pytest.mark.parametrize("name", ["DoorKey-8x8", "doorkey-8x8", "MiniGrid-DoorKey-8x8-v0", "DoorKey-8x8-v0"])
 def test_every_spelling_of_an_id_means_the_same(name):
-    assert script.resolve_env_id(name) == "MiniGrid-DoorKey-8x8-v0"
+    assert script.resolve_env_id(name, "auto") == "MiniGrid-DoorKey-8x8-v0"
 
 
 def test_a_name_without_a_version_is_the_newest():
-    assert script.resolve_env_id("ObstructedMaze-Full") == "MiniGrid-ObstructedMaze-Full-v1"
-    assert script.resolve_env_id("ObstructedMaze-Full-v0") == "MiniGrid-ObstructedMaze-Full-v0"
+    assert script.resolve_env_id("ObstructedMaze-Full", "auto") == "MiniGrid-ObstructedMaze-Full-v1"
+    assert script.resolve_env_id("ObstructedMaze-Full-v0", "auto") == "MiniGrid-ObstructedMaze-Full-v0"
 
 
 def test_every_minigrid_id_of_envpool_fits_the_networks():
     ids = [x for x in envpool.list_all_envs() if x.startswith("MiniGrid-")]
     assert len(ids) > 70
     for env_id in ids:
-        assert script.resolve_env_id(env_id) == env_id
-        envs = script.MiniGridEnvs(env_id, 2, 0, {})
+        assert script.resolve_env_id(env_id, "envpool") == env_id
+        envs = script.MiniGridEnvs(env_id, 2, 0, "envpool", {})
         views = script.Views()
         views.add(envs.reset())
         for _ in range(5):
@@ -352,7 +373,7 @@ def test_bonus_equals_a_loop_over_steps(novelty, episodic_bonus):
 class FakeEnvs:
     """Views from a small set, rewards and ends at random, resets that hold garbage; remembers what happened."""
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, env_kwargs: dict):
+    def __init__(self, env_id: str, num_envs: int, seed: int, backend: str, env_kwargs: dict):
         self.N, self.num_actions, self.rng = num_envs, 7, np.random.default_rng(7)
         self.tiles = np.stack([self.rng.integers(0, n, (30, 7, 7)) for n in script.NUM_CODES], -1).astype(np.uint8)
         self.shown, self.steps, self.done = [], [], np.zeros(num_envs, bool)
@@ -752,7 +773,7 @@ def test_arguments_that_end_the_process_of_envpool(monkeypatch):
     """It checks with aborts, not with exceptions. What the package lets pass is therefore tried in another process."""
     monkeypatch.setattr(script, "make_evaluation_env", lambda *_: gym.make("MiniGrid-Empty-5x5-v0"))
     with pytest.raises(script.UserError, match="EnvPool cannot make MiniGrid-MultiRoom-N6-v0 so"):
-        script.parse_env_kwargs("MiniGrid-MultiRoom-N6-v0", "max_room_size=2")
+        script.parse_env_kwargs("MiniGrid-MultiRoom-N6-v0", "max_room_size=2", "envpool")
 
 
 @pytest.mark.parametrize(
