@@ -430,7 +430,7 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 
 def features(num_planes: int) -> list[nn.Module]:
     """Planes (U, C, 7, 7) -> features (U, 256). All networks of this script start with these layers."""
-    return [nn.Flatten(), init_layer(nn.Linear(49 * num_planes, 256)), nn.ReLU(), init_layer(nn.Linear(256, 256))]
+    return [nn.Flatten(), init_layer(nn.Linear(49 * num_planes, 128)), nn.ReLU(), init_layer(nn.Linear(128, 256))]
 
 
 class Agent(nn.Module):

@@ -36,7 +36,7 @@ ROWS = {  # name -> (flags, how many seeds)
     "5x5 tuned, A2C": (["--env-id", "DoorKey-5x5", *TUNED, *NO_BONUS, "--total-timesteps", "2e6"], 5),
     "8x8 tuned, RND": (["--env-id", "DoorKey-8x8", *TUNED, "--total-timesteps", "3e6"], 5),
     "16x16 tuned, RND": (["--env-id", "DoorKey-16x16", *TUNED_16, "--total-timesteps", "6e6"], 3),
-    "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED_16, *NO_BONUS, "--total-timesteps", "6e6"], 3),
+    "16x16 tuned, A2C": (["--env-id", "DoorKey-16x16", *TUNED_16, *NO_BONUS, "--total-timesteps", "20e6"], 3),
     "8x8 tuned, A2C": (["--env-id", "DoorKey-8x8", *TUNED, *NO_BONUS, "--total-timesteps", "3e6"], 5),
     "16x16 notebook, RND": (
         ["--env-id", "DoorKey-16x16", "--preset", "notebook-16x16", "--total-timesteps", "30e6"],
@@ -193,6 +193,8 @@ def main() -> None:
                 f"{k}/{len(todo)} {line['row']}, seed {line['seed']}: 0.95 at {solved}, score {line['score']}",
                 flush=True,
             )
+    draw(read(path), path.with_name(path.stem + "_curves.png"))
+    print_table(read(path))
 
 
 if __name__ == "__main__":

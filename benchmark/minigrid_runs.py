@@ -1,7 +1,7 @@
 """MiniGrid's tables and figures: every environment with the default bonus, with RND alone, and with none.
 
-    python benchmark/minigrid.py --out docs/results/minigrid --jobs 2
-    python benchmark/minigrid.py --out docs/results/minigrid_ablations --set ablations --jobs 2
+    python benchmark/minigrid_runs.py --out docs/results/minigrid --jobs 2
+    python benchmark/minigrid_runs.py --out docs/results/minigrid_ablations --set ablations --jobs 2
 
 Each run is `python ppo_rnd_minigrid.py` with the flags of its row, as a process of its own on one thread; it stops when
 the mean return of its last 100 episodes is above the row's score. Runs that are already in the CSV are not repeated, so
