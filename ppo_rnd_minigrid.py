@@ -139,14 +139,14 @@ class Args:
     num_steps: Int = 128  # steps of each environment in a rollout, T
     num_minibatches: Int = 4  # minibatches in an epoch, each of num_envs / num_minibatches environments
     update_epochs: Int = 4  # passes over a rollout
-    learning_rate: float = 5e-4  # Adam's step size for policy and values
+    learning_rate: float = 1e-3  # Adam's step size for policy and values
     anneal_lr: bool = False  # let the learning rate fall to 0 in a straight line
     gamma: float = 0.995  # discount of the extrinsic stream
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation, both streams
     clip_coef: float = 0.2  # PPO's clip range
-    ent_coef: float = 0.01  # weight of the entropy bonus
+    ent_coef: float = 0.003  # weight of the entropy bonus
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head
-    norm_adv: bool = True  # normalise the advantages of each minibatch
+    norm_adv: bool = False  # normalise the advantages of each minibatch
     clip_vloss: bool = False  # clip the change of the values as PPO clips the policy's
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values
     bootstrap_truncated: bool = True  # value what would have followed the time limit
@@ -154,15 +154,15 @@ class Args:
     # exploration: r_int = novelty over the whole run * a term of the episode alone
     novelty: Literal["rnd", "noveld", "count", "none"] = "rnd"  # the first factor
     episodic_bonus: Literal["first-visit", "sqrt-count", "none"] = "first-visit"  # the second factor
-    int_coef: float = 0.1  # weight of the intrinsic advantage; 0: PPO without the bonus
-    ext_coef: float = 1.0  # weight of the extrinsic advantage; 0: exploration alone
+    int_coef: float = 1.0  # weight of the intrinsic advantage; 0: PPO without the bonus
+    ext_coef: float = 2.0  # weight of the extrinsic advantage; 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream
     int_episodic: bool = False  # let the intrinsic stream end with the episode
     single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma
     int_norm: bool = True  # divide the bonus by the running deviation of its discounted return
     int_clip: float | None = None  # clip the intrinsic reward at this
     update_proportion: float = 1.0  # share of a minibatch the predictor learns from
-    predictor_learning_rate: float = 5e-4  # Adam's step size for the predictor
+    predictor_learning_rate: float = 1e-3  # Adam's step size for the predictor
     obs_norm: Literal["none", "running", "frozen"] = "running"  # whiten what RND sees, with moments that go on or not
     frozen_obs_norm_steps: Int = 1500  # environment steps of a random agent, for --obs-norm frozen
 
@@ -896,21 +896,20 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 intrinsic = intrinsic.clamp(-args.int_clip, args.int_clip)
 
         # advantages
-        ext_rewards = rewards
-        if args.bootstrap_truncated:  # the view after a step that was cut is the episode's last
-            ext_rewards = rewards + args.gamma * values[1:, :, -1] * truncated
         if args.single_head:
-            streams = [(args.int_coef * intrinsic + args.ext_coef * ext_rewards, dones, args.gamma, 1.0)]
+            streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
         else:
             int_dones = dones if args.int_episodic else torch.zeros_like(dones)
             streams = [
                 (intrinsic, int_dones, args.int_gamma, args.int_coef),
-                (ext_rewards, dones, args.gamma, args.ext_coef),
+                (rewards, dones, args.gamma, args.ext_coef),
             ]
         advantages = torch.zeros((T, N), device=device)
         returns = torch.zeros_like(values[:T])  # (T, N, H)
         for head, (r, ends, gamma, coef) in enumerate(streams):
             v = values[..., head]
+            if args.bootstrap_truncated and head == len(streams) - 1:
+                r = r + gamma * v[1:] * truncated  # the view after a step that was cut is the episode's last
             stream_advantages = gae(r, v[:T], v[T], ends, valid, gamma, args.gae_lambda)
             returns[..., head] = stream_advantages + v[:T]
             advantages += coef * stream_advantages

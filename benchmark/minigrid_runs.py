@@ -37,12 +37,12 @@ def multiroom(rooms: int, size: int) -> str:
 
 
 ENVIRONMENTS = {  # name -> (flags, score, frames with the bonus, seeds, frames without it and with RND alone)
-    "DoorKey-8x8": ("--env-id DoorKey-8x8", 0.95, 1e6, 5, 2e6),
-    "DoorKey-16x16": ("--env-id DoorKey-16x16", 0.95, 4e6, 5, 4e6),
-    "KeyCorridorS3R3": ("--env-id KeyCorridorS3R3", 0.86, 3e6, 5, 3e6),
+    "DoorKey-8x8": ("--env-id DoorKey-8x8", 0.95, 2e6, 5, 2e6),
+    "DoorKey-16x16": ("--env-id DoorKey-16x16", 0.95, 3e6, 5, 3e6),
+    "KeyCorridorS3R3": ("--env-id KeyCorridorS3R3", 0.86, 2e6, 5, 2e6),
     "KeyCorridorS4R3": ("--env-id KeyCorridorS4R3", 0.85, 10e6, 5, 5e6),
-    "MultiRoom-N7-S8": (multiroom(7, 8), 0.65, 5e6, 5, 3e6),
-    "MultiRoom-N10-S10": (multiroom(10, 10), 0.55, 5e6, 5, 0),
+    "MultiRoom-N7-S8": (multiroom(7, 8), 0.65, 3e6, 5, 2e6),
+    "MultiRoom-N10-S10": (multiroom(10, 10), 0.55, 3e6, 5, 0),
     "ObstructedMaze-2Dlh": ("--env-id ObstructedMaze-2Dlh", 0.90, 15e6, 3, 0),
     "KeyCorridorS5R3": ("--env-id KeyCorridorS5R3", 0.85, 20e6, 1, 0),
     "KeyCorridorS6R3": ("--env-id KeyCorridorS6R3", 0.85, 20e6, 1, 0),
@@ -58,8 +58,12 @@ ROWS["main"] = {
 }
 CHANGES = [  # what each part is worth
     *("--novelty count", "--novelty noveld", "--novelty none", "--episodic-bonus sqrt-count", "--int-episodic"),
-    *("--no-int-norm --int-coef 0.5", "--single-head", "--obs-norm none", "--update-proportion 1", "--raw-obs"),
-    *("--obs-norm frozen --int-clip 1", "--no-norm-adv", "--no-bootstrap-truncated"),
+    *("--no-int-norm --int-coef 20", "--single-head", "--obs-norm none", "--update-proportion 0.25", "--raw-obs"),
+    *(
+        "--obs-norm frozen --int-clip 1",
+        "--norm-adv --int-coef 0.1 --ext-coef 1 --ent-coef 0.01",
+        "--no-bootstrap-truncated",
+    ),
 ]
 ROWS["ablations"] = {
     f"KeyCorridorS3R3, {change or 'default'}": (

@@ -591,7 +591,7 @@ FLAGS = [
     {"novelty": "none", "episodic_bonus": "sqrt-count"},
     {"episodic_bonus": "none", "int_episodic": True, "update_proportion": 0.25},
     {"single_head": True},
-    {"raw_obs": True, "norm_adv": False, "max_grad_norm": None},
+    {"raw_obs": True, "norm_adv": True, "max_grad_norm": None},
     {"obs_norm": "frozen", "frozen_obs_norm_steps": 30, "int_clip": 0.05},
     {"obs_norm": "none", "clip_vloss": True, "anneal_lr": True, "predictor_learning_rate": 1e-3},
     {"gamma": 0.9, "gae_lambda": 0.5, "int_gamma": 0.8, "vf_coef": 0.7, "ent_coef": 0.1, "clip_coef": 0.02},
