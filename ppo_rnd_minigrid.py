@@ -61,7 +61,6 @@ import imageio
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 import tyro
 from minigrid.wrappers import ImgObsWrapper
 from torch import Tensor
@@ -413,12 +412,13 @@ class Views:
 NUM_CODES = (11, 6, 4)  # how many codes there are for object, colour and state
 
 
-def planes(views: Tensor, one_hot: bool) -> Tensor:
-    """Views (U, 7, 7, 3) uint8 -> (U, 3, 7, 7) float32, the codes as numbers, or (U, 21, 7, 7), a plane for each."""
-    if not one_hot:
-        return views.permute(0, 3, 1, 2).float()
-    codes = [F.one_hot(x, n) for x, n in zip(views.long().unbind(3), NUM_CODES, strict=True)]
-    return torch.cat(codes, 3).permute(0, 3, 1, 2).float()
+def planes(views: Tensor, raw_obs: bool) -> Tensor:
+    """Views (U, 7, 7, 3) uint8 -> (U, D) float32: 21 planes of 0 and 1 for the codes of each tile, or the codes."""
+    codes = views.flatten(1, 2)  # (U, 49, 3)
+    if raw_obs:
+        return codes.flatten(1).float()
+    rows = [torch.eye(n, device=views.device)[x.int()] for x, n in zip(codes.unbind(2), NUM_CODES, strict=True)]
+    return torch.cat(rows, 2).flatten(1)
 
 
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
@@ -428,22 +428,22 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     return layer
 
 
-def features(num_planes: int) -> list[nn.Module]:
-    """Planes (U, C, 7, 7) -> features (U, 256). All networks of this script start with these layers."""
-    return [nn.Flatten(), init_layer(nn.Linear(49 * num_planes, 128)), nn.ReLU(), init_layer(nn.Linear(128, 256))]
+def features(num_inputs: int) -> list[nn.Module]:
+    """Planes (U, D) -> features (U, 256). All networks of this script start with these layers."""
+    return [init_layer(nn.Linear(num_inputs, 128)), nn.ReLU(), init_layer(nn.Linear(128, 256))]
 
 
 class Agent(nn.Module):
     """Policy and values. The order of the value heads is intrinsic, extrinsic; or one head, for their sum."""
 
-    def __init__(self, num_actions: int, num_heads: int, num_planes: int):
+    def __init__(self, num_actions: int, num_heads: int, num_inputs: int):
         super().__init__()
-        self.trunk = nn.Sequential(*features(num_planes), nn.ReLU())
+        self.trunk = nn.Sequential(*features(num_inputs), nn.ReLU())
         self.policy_head = init_layer(nn.Linear(256, num_actions), gain=0.01)
         self.value_head = init_layer(nn.Linear(256, num_heads), gain=0.01)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Planes (U, C, 7, 7) -> logits (U, num_actions), values (U, num_heads)."""
+        """Planes (U, D) -> logits (U, num_actions), values (U, num_heads)."""
         hidden = self.trunk(inputs)  # (U, 256)
         return self.policy_head(hidden), self.value_head(hidden)
 
@@ -451,17 +451,17 @@ class Agent(nn.Module):
 class RND(nn.Module):
     """The target, the predictor and the normalisers that decide what is new."""
 
-    def __init__(self, num_envs: int, num_planes: int, device: torch.device):
+    def __init__(self, num_envs: int, num_inputs: int, device: torch.device):
         super().__init__()
         # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
         # from what it has not seen (paper section 2.2.1).
-        self.target = nn.Sequential(*features(num_planes)).requires_grad_(False)
+        self.target = nn.Sequential(*features(num_inputs)).requires_grad_(False)
         self.predictor = nn.Sequential(
-            *features(num_planes),
+            *features(num_inputs),
             *(nn.ReLU(), init_layer(nn.Linear(256, 256))),
             *(nn.ReLU(), init_layer(nn.Linear(256, 256))),
         )
-        self.obs_rms = RunningMoments((num_planes, 7, 7), device)
+        self.obs_rms = RunningMoments((num_inputs,), device)
         self.return_rms = RunningMoments((), device)
         self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
         self.to(device)
@@ -502,7 +502,7 @@ class RunningMoments(nn.Module):
 
 
 def whiten(inputs: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Planes (U, C, 7, 7) -> the same, whitened entry by entry and clipped at 5 deviations."""
+    """Planes (U, D) -> the same, whitened entry by entry and clipped at 5 deviations."""
     return ((inputs - obs_rms.mean.float()) / obs_rms.var.sqrt().float()).clamp(-5, 5)
 
 
@@ -759,9 +759,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     torch.manual_seed(args.seed)
     seed = int(np.random.SeedSequence((args.seed, iteration)).generate_state(1)[0] >> 1)  # others after a resume
     envs = MiniGridEnvs(env_id, N, seed, backend, env_kwargs)
-    num_planes = 3 if args.raw_obs else sum(NUM_CODES)
-    agent = Agent(envs.num_actions, 1 if args.single_head else 2, num_planes).to(device)
-    rnd = RND(N, num_planes, device)
+    num_inputs = 49 * (3 if args.raw_obs else sum(NUM_CODES))
+    agent = Agent(envs.num_actions, 1 if args.single_head else 2, num_inputs).to(device)
+    rnd = RND(N, num_inputs, device)
     table = CountTable()
     groups = [
         {"params": [*agent.parameters()], "lr": args.learning_rate},
@@ -807,7 +807,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             current, *_, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
             views = Views()
             rows = views.add(current)
-            rnd.obs_rms.update(planes(views.tensor().to(device), not args.raw_obs)[rows], torch.from_numpy(ok))
+            rnd.obs_rms.update(planes(views.tensor().to(device), args.raw_obs)[rows], torch.from_numpy(ok))
             seen += ok.sum()
         envs.episodes.clear()
         envs.recent.clear()
@@ -849,7 +849,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             index[t] = views.add(current)
             if len(views) > known:
                 with torch.no_grad():
-                    new_logits, new_values = agent(planes(views.tensor(known).to(device), not args.raw_obs))
+                    new_logits, new_values = agent(planes(views.tensor(known).to(device), args.raw_obs))
                 logits, values = torch.cat([logits, new_logits]), torch.cat([values, new_values])  # (U, A), (U, H)
             if t == T:
                 break
@@ -870,7 +870,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         visits, counts = torch.from_numpy(host_visits).to(device), torch.from_numpy(host_counts).to(device)
         logprobs = logits.log_softmax(1)[index[:T]].gather(2, actions[..., None]).squeeze(2)  # (T, N)
         values = values[index]  # (T+1, N, H)
-        inputs = planes(views.tensor().to(device), not args.raw_obs)  # (U, C, 7, 7)
+        inputs = planes(views.tensor().to(device), args.raw_obs)  # (U, D)
 
         # intrinsic reward
         intrinsic = torch.zeros_like(rewards)
@@ -1017,7 +1017,7 @@ def make_evaluation_env(env_id: str, env_kwargs: dict[str, int]) -> gym.Env:
 @torch.no_grad()
 def episode_bonus(views: np.ndarray, args: Args, rnd: RND, table: CountTable, device: torch.device) -> np.ndarray:
     """The lifelong part of the bonus of each step of an episode: views (L+1, 7, 7, 3) uint8 -> (L,)."""
-    inputs = planes(torch.from_numpy(views).to(device), not args.raw_obs)
+    inputs = planes(torch.from_numpy(views).to(device), args.raw_obs)
     inputs = whiten(inputs, rnd.obs_rms) if args.obs_norm != "none" else inputs
     errors = (rnd.predictor(inputs) - rnd.target(inputs)).square().mean(1)  # (L+1,)
     counts = torch.tensor([table.counts[view.tobytes()] + 1 for view in views[1:]], device=device)
@@ -1064,11 +1064,11 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
     """Plays episodes in the minigrid package with the policy of a checkpoint, actions drawn as in training."""
     torch.manual_seed(args.seed)
     env = make_evaluation_env(env_id, parse_env_kwargs(env_id, args.env_kwargs, "gymnasium"))
-    num_planes = 3 if args.raw_obs else sum(NUM_CODES)
-    agent = Agent(int(env.action_space.n), 1 if args.single_head else 2, num_planes).to(device)
+    num_inputs = 49 * (3 if args.raw_obs else sum(NUM_CODES))
+    agent = Agent(int(env.action_space.n), 1 if args.single_head else 2, num_inputs).to(device)
     load_state(agent, saved["agent"], path)
     print(f"{path}, step {saved['iteration'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
-    rnd, table = RND(args.num_envs, num_planes, device), CountTable()
+    rnd, table = RND(args.num_envs, num_inputs, device), CountTable()
     load_state(rnd, saved["rnd"], path)
     load_state(table, saved["table"], path)
     returns, lengths, cells, steps = [], [], [], []
@@ -1087,7 +1087,7 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
             if args.capture_video:
                 writer.append_data(env.render())  # (32 * height, 32 * width, 3) uint8, what the agent sees is lit up
             with torch.no_grad():
-                logits, _ = agent(planes(torch.from_numpy(obs)[None].to(device), not args.raw_obs))
+                logits, _ = agent(planes(torch.from_numpy(obs)[None].to(device), args.raw_obs))
             obs, reward, terminated, truncated, _ = env.step(int(torch.multinomial(logits.softmax(1), 1)))
             rewards.append(float(reward))
             positions.append(tuple(grid.agent_pos))

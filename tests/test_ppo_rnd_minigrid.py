@@ -262,8 +262,8 @@ def test_every_minigrid_id_of_envpool_fits_the_networks():
         views.add(envs.reset())
         for _ in range(5):
             views.add(envs.step(np.random.default_rng(0).integers(0, envs.num_actions, 2))[0])
-        one_hot = script.planes(views.tensor(), True)
-        assert one_hot.shape[1:] == (21, 7, 7) and (one_hot.sum(1) == 3).all()
+        one_hot = script.planes(views.tensor(), False)
+        assert one_hot.shape[1:] == (1029,) and (one_hot.sum(1) == 3 * 49).all()
 
 
 def test_views_are_numbered_in_the_order_in_which_they_came():
@@ -286,13 +286,13 @@ def test_views_are_numbered_in_the_order_in_which_they_came():
 def test_planes():
     rng = np.random.default_rng(0)
     views = np.stack([rng.integers(0, n, (9, 7, 7)) for n in script.NUM_CODES], -1).astype(np.uint8)
-    raw, one_hot = (script.planes(torch.from_numpy(views), flag) for flag in (False, True))
-    np.testing.assert_array_equal(raw, views.transpose(0, 3, 1, 2))
-    assert one_hot.shape == (9, 21, 7, 7)
+    raw, one_hot = (script.planes(torch.from_numpy(views), flag) for flag in (True, False))
+    np.testing.assert_array_equal(raw, views.reshape(9, -1))
+    assert one_hot.shape == (9, 49 * 21) and one_hot.dtype == raw.dtype == torch.float32
     for b, x, y in itertools.product(range(9), range(7), range(7)):
         expected = np.zeros(21)
         expected[[views[b, x, y, 0], 11 + views[b, x, y, 1], 17 + views[b, x, y, 2]]] = 1
-        np.testing.assert_array_equal(one_hot[b, :, x, y], expected)
+        np.testing.assert_array_equal(one_hot[b].reshape(7, 7, 21)[x, y], expected)
 
 
 def linear(network: torch.nn.Module) -> list[torch.nn.Linear]:
@@ -302,10 +302,10 @@ def linear(network: torch.nn.Module) -> list[torch.nn.Linear]:
 @pytest.mark.parametrize("heads", [1, 2])
 def test_networks_equal_their_description(heads):
     torch.manual_seed(0)
-    agent, rnd = script.Agent(7, heads, 21), script.RND(4, 21, CPU)
-    x = torch.randint(0, 2, (5, 21, 7, 7)).float()
+    agent, rnd = script.Agent(7, heads, 1029), script.RND(4, 1029, CPU)
+    x = torch.randint(0, 2, (5, 1029)).float()
     first, second = linear(agent.trunk)
-    hidden = x.flatten(1) @ first.weight.T + first.bias
+    hidden = x @ first.weight.T + first.bias
     hidden = (hidden.clamp(min=0) @ second.weight.T + second.bias).clamp(min=0)
     logits, values = agent(x)
     torch.testing.assert_close(logits, hidden @ agent.policy_head.weight.T + agent.policy_head.bias)
@@ -441,8 +441,8 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
     """The same run in plain loops: every network at every step, every sum over samples. Returns the weights."""
     T, N, M, H = args.num_steps, args.num_envs, args.num_minibatches, 1 if args.single_head else 2
     torch.manual_seed(args.seed)
-    planes = 3 if args.raw_obs else 21
-    agent, rnd = script.Agent(7, H, planes), script.RND(N, planes, CPU)
+    size = 49 * (3 if args.raw_obs else 21)
+    agent, rnd = script.Agent(7, H, size), script.RND(N, size, CPU)
     optimisers = [PlainAdam(p, args.learning_rate) for p in agent.parameters()]
     predictor_optimisers = [PlainAdam(p, args.predictor_learning_rate) for p in rnd.predictor.parameters()]
     seen_by_rnd, filtered, every_filtered, table = [], np.zeros(N), [], collections.Counter()
@@ -451,7 +451,7 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
         while skip < args.frozen_obs_norm_steps:  # these steps were a random agent's
             valid = envs.steps[offset][5]
             offset += 1
-            x = script.planes(torch.from_numpy(envs.tiles[envs.shown[offset]]), not args.raw_obs)
+            x = script.planes(torch.from_numpy(envs.tiles[envs.shown[offset]]), args.raw_obs)
             seen_by_rnd += [x[n].numpy().astype(float) for n in range(N) if valid[n]]
             skip += valid.sum()
     for r in range(rollouts):
@@ -461,7 +461,7 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
         shown = np.stack(envs.shown[offset + r * T : offset + (r + 1) * T + 1])
         columns = zip(*envs.steps[offset + r * T : offset + (r + 1) * T], strict=True)
         actions, visits, rewards, terminated, truncated, valid = map(np.stack, columns)
-        x = script.planes(torch.from_numpy(envs.tiles[shown.flatten()]), not args.raw_obs)  # ((T+1)N, C, 7, 7)
+        x = script.planes(torch.from_numpy(envs.tiles[shown.flatten()]), args.raw_obs)  # ((T+1)N, D)
         with torch.no_grad():
             logits, values = agent(x)
         old = logits.log_softmax(1).unflatten(0, (T + 1, N))
@@ -605,8 +605,8 @@ def test_a_run_equals_a_plain_transcription(fake_envs, draws, tmp_path, changes)
     assert state["iteration"] == 3
     expected = transcription(args, FakeEnvs.last, draws, rollouts=3)
     torch.manual_seed(args.seed)
-    planes = 3 if args.raw_obs else 21
-    parts = {"agent": script.Agent(7, 1 if args.single_head else 2, planes), "rnd": script.RND(4, planes, CPU)}
+    size = 49 * (3 if args.raw_obs else 21)
+    parts = {"agent": script.Agent(7, 1 if args.single_head else 2, size), "rnd": script.RND(4, size, CPU)}
     start = {part: network.state_dict() for part, network in parts.items()}
     for key, value in expected.items():
         part, name = key.split(".", 1)
@@ -866,10 +866,10 @@ def test_the_heat_map_s_bonus_is_what_training_would_pay():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     views = np.stack([rng.integers(0, n, (9, 7, 7)) for n in script.NUM_CODES], -1).astype(np.uint8)
-    rnd, table = script.RND(4, 21, CPU), script.CountTable()
-    rnd.obs_rms.update(torch.rand(50, 21, 7, 7), torch.ones(50, dtype=torch.bool))
+    rnd, table = script.RND(4, 1029, CPU), script.CountTable()
+    rnd.obs_rms.update(torch.rand(50, 1029), torch.ones(50, dtype=torch.bool))
     table.add([view.tobytes() for view in views[[1, 1, 3]]], np.ones(3, bool))
-    y = script.whiten(script.planes(torch.from_numpy(views), True), rnd.obs_rms)
+    y = script.whiten(script.planes(torch.from_numpy(views), False), rnd.obs_rms)
     errors = (rnd.predictor(y) - rnd.target(y)).square().mean(1).detach().numpy()
     expected = {
         "rnd": errors[1:],
