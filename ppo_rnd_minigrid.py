@@ -4,7 +4,7 @@ Papers: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Di
 Villar-Rodriguez, Del Ser (2022), An evaluation study of intrinsic motivation techniques [...], arXiv:2205.11184.
 
 MiniGrid's rooms are laid out anew in each episode. The agent sees 7 x 7 tiles ahead and is paid once, at the goal:
-1 - 0.9 * steps / limit. Getting there takes keys, doors and corridors that a random agent does not pass in a million
+`1 - 0.9 * steps / limit`. Getting there takes keys, doors and corridors that a random agent does not pass in a million
 steps. The policy is PPO's (Schulman et al. 2017), without memory. The bonus for exploring is a product of two terms:
 
     r_int(t) = novelty(o(t+1)) * episodic_term(o(t+1))
@@ -15,10 +15,12 @@ The first says how new a view is over the whole run, `--novelty`:
     noveld  max(error(o(t+1)) - 0.5 * error(o(t)), 0): the border of what is known (Zhang et al. 2021, NovelD)
     count   1 / sqrt(how often the view has been seen), from a table: what RND stands in for
     none    1
+
 The second how new it is in this episode, `--episodic-bonus`; without it an agent can earn by going back and forth:
     first-visit  1 for the first time, then 0 (NovelD; Andres et al.)
     sqrt-count   1 / sqrt(how often the view has been seen in this episode) (Raileanu and Rocktaschel 2020, RIDE)
     none         1: RND as it was published
+
 Both look at the agent's own view. RIDE and NovelD count on the whole grid, which the agent does not see.
 
 What makes it work:
@@ -27,6 +29,8 @@ What makes it work:
      nothing, because the next episode is full of first visits. MiniGrid codes cut it, and have one value head.
   3. Codes as planes of 0 and 1: the code of a door is 4, but it is not four times an empty tile.
   4. A predictor that sees views whitened and learns from all of them: a bonus that falls while the policy looks on.
+  5. Advantages as they are, as in the reference: in a large grid whole rollouts hold nothing new and no goal, and their
+     noise, divided by its deviation (`--norm-adv`), would count as much as a goal does.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_minigrid.py --env-id KeyCorridorS3R3
@@ -105,7 +109,7 @@ Int = Annotated[
 
 @dataclasses.dataclass
 class Args:
-    # "paper" is Burda et al. 2018. The comments are the help of `--help`.
+    # "paper" is Burda et al. 2018, "reference" its authors' code for Atari. The comments are the help of `--help`.
 
     # experiment
     seed: Int = 1  # seed of the networks, the actions and the environments
@@ -122,14 +126,10 @@ class Args:
     wandb_project: str = "rnd"  # project name for --track
 
     # environment
-    env_id: str = (
-        "KeyCorridorS3R3"  # any of EnvPool's MiniGrid; KeyCorridorS3R3 and MiniGrid-KeyCorridorS3R3-v0 are one
-    )
+    env_id: str = "KeyCorridorS3R3"  # any of MiniGrid's; KeyCorridorS3R3 and MiniGrid-KeyCorridorS3R3-v0 mean the same
     env_kwargs: str = ""  # its arguments, e.g. "min_num_rooms=7,max_num_rooms=7,max_room_size=8,max_episode_steps=140"
-    backend: Literal["auto", "envpool", "gymnasium"] = (
-        "auto"  # gymnasium: the minigrid package, slow; auto: for MultiRoom
-    )
-    num_envs: Int = 64  # parallel environments, N
+    backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # gymnasium: the minigrid package; auto: for MultiRoom
+    num_envs: Int = 64  # parallel environments, N (paper: 128)
     raw_obs: bool = False  # the codes of a tile as three numbers, not as planes of 0 and 1
 
     # PPO
@@ -138,29 +138,29 @@ class Args:
     num_steps: Int = 128  # steps of each environment in a rollout, T
     num_minibatches: Int = 4  # minibatches in an epoch, each of num_envs / num_minibatches environments
     update_epochs: Int = 4  # passes over a rollout
-    learning_rate: float = 1e-3  # Adam's step size for policy and values
+    learning_rate: float = 1e-3  # Adam's step size for policy and values (paper: 1e-4, for networks ten times as large)
     anneal_lr: bool = False  # let the learning rate fall to 0 in a straight line
-    gamma: float = 0.995  # discount of the extrinsic stream
+    gamma: float = 0.995  # discount of the extrinsic stream (paper: 0.999)
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation, both streams
-    clip_coef: float = 0.2  # PPO's clip range
-    ent_coef: float = 0.003  # weight of the entropy bonus
+    clip_coef: float = 0.2  # PPO's clip range (paper: 0.1)
+    ent_coef: float = 0.003  # weight of the entropy bonus (paper: 0.001)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head
-    norm_adv: bool = False  # normalise the advantages of each minibatch
+    norm_adv: bool = False  # normalise the advantages of each minibatch (reference: no)
     clip_vloss: bool = False  # clip the change of the values as PPO clips the policy's
-    max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values
-    bootstrap_truncated: bool = True  # value what would have followed the time limit
+    max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values (reference: no)
+    bootstrap_truncated: bool = True  # value what would have followed the time limit (reference: it is an end)
 
     # exploration: r_int = novelty over the whole run * a term of the episode alone
     novelty: Literal["rnd", "noveld", "count", "none"] = "rnd"  # the first factor
     episodic_bonus: Literal["first-visit", "sqrt-count", "none"] = "first-visit"  # the second factor
-    int_coef: float = 1.0  # weight of the intrinsic advantage; 0: PPO without the bonus
-    ext_coef: float = 2.0  # weight of the extrinsic advantage; 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream
-    int_episodic: bool = False  # let the intrinsic stream end with the episode
-    single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma
-    int_norm: bool = True  # divide the bonus by the running deviation of its discounted return
-    int_clip: float | None = None  # clip the intrinsic reward at this
-    update_proportion: float = 1.0  # share of a minibatch the predictor learns from
+    int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO without the bonus
+    ext_coef: float = 2.0  # weight of the extrinsic advantage (paper: 2); 0: exploration alone
+    int_gamma: float = 0.99  # discount of the intrinsic stream (paper: 0.99)
+    int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; MiniGrid codes: yes)
+    single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma (paper: no)
+    int_norm: bool = True  # divide the bonus by the running deviation of its discounted return (paper: yes)
+    int_clip: float | None = None  # clip the bonus, normalised or not, at plus and minus this (reference: no)
+    update_proportion: float = 1.0  # share of a minibatch the predictor learns from (paper: 32 / num_envs)
     predictor_learning_rate: float = 1e-3  # Adam's step size for the predictor
     obs_norm: Literal["none", "running", "frozen"] = "running"  # whiten what RND sees, with moments that go on or not
     frozen_obs_norm_steps: Int = 1500  # environment steps of a random agent, for --obs-norm frozen
@@ -428,7 +428,7 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     return layer
 
 
-def features(num_inputs: int) -> list[nn.Module]:
+def mlp_features(num_inputs: int) -> list[nn.Module]:
     """Planes (U, D) -> features (U, 256). All networks of this script start with these layers."""
     return [init_layer(nn.Linear(num_inputs, 128)), nn.ReLU(), init_layer(nn.Linear(128, 256))]
 
@@ -438,7 +438,7 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions: int, num_heads: int, num_inputs: int):
         super().__init__()
-        self.trunk = nn.Sequential(*features(num_inputs), nn.ReLU())
+        self.trunk = nn.Sequential(*mlp_features(num_inputs), nn.ReLU())
         self.policy_head = init_layer(nn.Linear(256, num_actions), gain=0.01)
         self.value_head = init_layer(nn.Linear(256, num_heads), gain=0.01)
 
@@ -455,9 +455,9 @@ class RND(nn.Module):
         super().__init__()
         # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
         # from what it has not seen (paper section 2.2.1).
-        self.target = nn.Sequential(*features(num_inputs)).requires_grad_(False)
+        self.target = nn.Sequential(*mlp_features(num_inputs)).requires_grad_(False)
         self.predictor = nn.Sequential(
-            *features(num_inputs),
+            *mlp_features(num_inputs),
             *(nn.ReLU(), init_layer(nn.Linear(256, 256))),
             *(nn.ReLU(), init_layer(nn.Linear(256, 256))),
         )
