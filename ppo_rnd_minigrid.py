@@ -943,7 +943,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                     kept = predictor_subset(batch["valid"], max(1, round(args.update_proportion * B / M)))
                     learned, weight = batch["next_index"][kept][batch["valid"][kept]].unique(return_counts=True)
                     new_errors = (rnd.predictor(rnd_inputs[learned]) - targets[learned]).square().mean(1)
-                    metrics["predictor_loss"] = (new_errors * weight).sum() / weight.sum()
+                    metrics["predictor_loss"] = (new_errors * weight).sum() / weight.sum().clamp(min=1)
                     metrics["predictor_loss"].backward()
                 optimizer.step()
                 for key, value in metrics.items():
@@ -1096,8 +1096,9 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
         returns.append(sum(rewards))
         lengths.append(len(rewards))
         cells.append(len(set(positions)))
-        bonus = episode_bonus(np.stack(views), args, rnd, table, device)
-        steps += [(*position, value) for position, value in zip(positions[1:], bonus, strict=True)]
+        if args.plot:
+            bonus = episode_bonus(np.stack(views), args, rnd, table, device)
+            steps += [(*position, value) for position, value in zip(positions[1:], bonus, strict=True)]
         if args.capture_video:
             writer.append_data(env.render())
             writer.close()
