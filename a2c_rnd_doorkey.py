@@ -131,7 +131,7 @@ class Args:
 
     # environment
     env_id: str = "DoorKey-8x8"  # any of MiniGrid's; DoorKey-8x8 and MiniGrid-DoorKey-8x8-v0 mean the same
-    backend: Literal["envpool", "gymnasium"] = "envpool"  # gymnasium: the minigrid package itself, much slower
+    backend: Literal["envpool", "gymnasium"] = "envpool"  # gymnasium: the minigrid package, slow; right for MultiRoom
     num_envs: Int = 32  # parallel environments, N
 
     # A2C
