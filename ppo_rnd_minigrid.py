@@ -37,7 +37,9 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_minigrid.py --resume runs/<run>
     python ppo_rnd_minigrid.py --evaluate runs/<run> --eval-episodes 20 --capture-video --plot
 
-WHAT-TO-EXPECT
+What to expect, on one core of a CPU, in 0.6 to 0.9 GB, with these defaults: DoorKey-8x8 is solved (a mean return above
+0.95) within 0.2M to 0.3M steps, in half a minute, DoorKey-16x16 within 0.6M to 1.3M and KeyCorridorS3R3 (0.86) within
+0.7M to 0.9M, in one to three minutes. docs/results/README.md has all seeds, more environments, PPO and RND alone.
 """
 
 import collections
@@ -272,20 +274,25 @@ def parse_env_kwargs(env_id: str, text: str, backend: str) -> dict[str, int]:
             raise UserError(f"--env-kwargs {text}: {name} must be at least 1")
     if not kwargs:
         return {}
-    try:
-        env = make_evaluation_env(env_id, kwargs)
-        env.reset()
-    except (TypeError, ValueError, AssertionError, RecursionError) as error:
-        raise UserError(f"--env-kwargs {text}: {env_id} refuses it: {error or type(error).__name__}") from None
-    kwargs["max_episode_steps"] = env.unwrapped.max_steps  # in both packages the same, whatever their own default is
+    # What EnvPool does not like ends the process, what the package does not like may never end; so the first to try is
+    # another process. It also says the package's time limit, which is to hold in EnvPool too.
+    names = {ENV_KWARGS[name]: value for name, value in kwargs.items()}
+    trial = f"import gymnasium, minigrid, envpool; env = gymnasium.make({env_id!r}, **{names}); env.reset(); "
+    trial += "limit = env.unwrapped.max_steps; print(limit)"
     if backend == "envpool":
-        # what EnvPool does not like ends the process, or never ends; so the first to try is a process that may
-        trial = f"import envpool; envpool.make({env_id!r}, env_type='gymnasium', num_envs=64, **{kwargs}).reset()"
-        try:
-            subprocess.run([sys.executable, "-c", trial], check=True, capture_output=True, timeout=60)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            raise UserError(f"--env-kwargs {text}: EnvPool cannot make {env_id} so") from None
-    return kwargs
+        options = {"task_id": env_id, "env_type": "gymnasium", "num_envs": 64, **kwargs}
+        trial += f"; envpool.make(**{options} | {{'max_episode_steps': limit}}).reset()"
+    try:
+        done = subprocess.run([sys.executable, "-c", trial], capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"--env-kwargs {text}: {env_id} finds no such layout") from None
+    if done.returncode:
+        reason = ([line for line in done.stderr.splitlines() if "Error: " in line or "Check failed: " in line] or [""])[
+            -1
+        ]
+        reason = reason.split(" was raised from")[0].split("Error: ")[-1].split("Check failed: ")[-1]
+        raise UserError(f"--env-kwargs {text}: {env_id} refuses it{reason and ': ' + reason}")
+    return kwargs | {"max_episode_steps": int(done.stdout.split()[-1])}
 
 
 class CountTable:

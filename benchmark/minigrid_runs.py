@@ -138,9 +138,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
     handles: dict[str, plt.Artist] = {}
+    variants = list(dict.fromkeys([*VARIANTS, *(r["row"].split(", ", 1)[1] for r in runs)]))
     for panel, name in zip(panels.flat, names, strict=False):
         mine = [r for r in runs if r["row"].startswith(f"{name},")]
-        variants = list(dict.fromkeys(r["row"].removeprefix(f"{name}, ") for r in mine))
         for k, variant in enumerate(variants):
             of_variant = [r for r in mine if r["row"] == f"{name}, {variant}"]
             for j, one in enumerate(r for r in of_variant if r["curve"]):
@@ -151,6 +151,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
                     panel.plot(points[-1, 0] / 1e6, points[-1, 1], ".", color=f"C{k}")
         panel.axhline(ENVIRONMENTS[name][1], color="0.8", linewidth=0.8, zorder=0)
         panel.set(title=name, xlabel="million frames", ylim=(-0.03, 1.03))
+        panel.set_xlim(left=0)
         panel.spines[["top", "right"]].set_visible(False)
         handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
     for panel in panels[:, 0]:

@@ -674,20 +674,28 @@ def test_a_nan_stops_the_run_and_names_itself(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_it_stops_when_solved(fake_envs, tmp_path, monkeypatch, capsys):
+class Winning(FakeEnvs):
+    """An episode with a return of 0.92 ends at each step, 8 in a rollout."""
+
+    def step(self, actions):
+        self.recent.append(0.92)
+        del self.recent[:-100]
+        return super().step(actions)
+
+
+def test_it_stops_when_solved(tmp_path, monkeypatch, capsys):
     """After the first rollout at whose end there are 100 episodes and their mean is above --solved-score."""
-
-    class Winning(FakeEnvs):
-        def step(self, actions):
-            self.recent.append(0.92)  # 8 episodes a rollout
-            self.recent = self.recent[-100:]
-            return super().step(actions)
-
     monkeypatch.setattr(script, "MiniGridEnvs", Winning)
     train(small_args(total_timesteps=3200, solved_score=0.91), tmp_path / "solved")
     assert "solved: score 0.920 over the last 100 episodes, steps 416," in capsys.readouterr().out
     train(small_args(total_timesteps=640, solved_score=0.925), tmp_path / "not")
     assert "\nscore 0.920 over the last 100 episodes, steps 640," in capsys.readouterr().out
+
+
+def test_the_random_agent_s_episodes_are_not_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "MiniGridEnvs", Winning)
+    train(small_args(obs_norm="frozen", frozen_obs_norm_steps=100), tmp_path)
+    assert "score 0.920 over the last 8 episodes, steps 32," in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -717,7 +725,10 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--env-kwargs", "num_envs=7"], "num_envs is none of"),
         (["--env-kwargs", "size"], "size must be a whole number"),
         (["--env-kwargs", "size=big"], "size must be a whole number"),
-        (["--env-kwargs", "size=9"], "MiniGrid-KeyCorridorS3R3-v0 refuses it"),
+        (
+            ["--env-kwargs", "size=9"],
+            "MiniGrid-KeyCorridorS3R3-v0 refuses it: MiniGridEnv.__init__() got an unexpected",
+        ),
         (["--env-id", "MultiRoom-N6", "--env-kwargs", "max_room_size=2"], "MiniGrid-MultiRoom-N6-v0 refuses it"),
         (["--env-id", "MultiRoom-N6", "--env-kwargs", "max_num_rooms=3"], "MiniGrid-MultiRoom-N6-v0 refuses it"),
         (["--env-id", "DoorKey-8x8", "--env-kwargs", "size=2"], "refuses it"),
@@ -769,11 +780,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_arguments_that_end_the_process_of_envpool(monkeypatch):
-    """It checks with aborts, not with exceptions. What the package lets pass is therefore tried in another process."""
-    monkeypatch.setattr(script, "make_evaluation_env", lambda *_: gym.make("MiniGrid-Empty-5x5-v0"))
-    with pytest.raises(script.UserError, match="EnvPool cannot make MiniGrid-MultiRoom-N6-v0 so"):
+def test_arguments_that_end_the_process_of_envpool_or_never_end(monkeypatch):
+    """EnvPool checks with aborts, not with exceptions; the package looks for a layout until there is one."""
+    monkeypatch.setitem(script.ENV_KWARGS, "max_room_size", "max_steps")  # so that only EnvPool minds
+    with pytest.raises(script.UserError, match=r"MiniGrid-MultiRoom-N6-v0 refuses it: low < high \(4 vs. 3\)"):
         script.parse_env_kwargs("MiniGrid-MultiRoom-N6-v0", "max_room_size=2", "envpool")
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: run(command, **kwargs | {"timeout": 8}))
+    with pytest.raises(script.UserError, match="MiniGrid-MultiRoom-N6-v0 finds no such layout"):
+        script.parse_env_kwargs("MiniGrid-MultiRoom-N6-v0", "min_num_rooms=99,max_num_rooms=99", "gymnasium")
 
 
 @pytest.mark.parametrize(
