@@ -183,6 +183,7 @@ def test_the_table_counts_as_a_dictionary_does_and_survives_a_checkpoint():
     assert not empty.counts
 
 
+@pytest.mark.filterwarnings("ignore:.*out of date")
 def test_the_same_time_limit_in_both_packages():
     """Rewards depend on it. For every id that both have, EnvPool's limit is the package's."""
     compared = 0
