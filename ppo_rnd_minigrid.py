@@ -4,8 +4,8 @@ Papers: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Di
 Villar-Rodriguez, Del Ser (2022), An evaluation study of intrinsic motivation techniques [...], arXiv:2205.11184.
 
 MiniGrid's rooms are laid out anew in each episode. The agent sees 7 x 7 tiles ahead and is paid once, at the goal:
-`1 - 0.9 * steps / limit`. Getting there takes keys, doors and corridors that a random agent does not pass in a million
-steps. The policy is PPO's (Schulman et al. 2017), without memory. The bonus for exploring is a product of two terms:
+`1 - 0.9 * steps / limit`. Getting there takes keys, doors and corridors that a random agent seldom passes. The policy
+is PPO's (Schulman et al. 2017), without memory. The bonus for exploring is a product of two terms:
 
     r_int(t) = novelty(o(t+1)) * episodic_term(o(t+1))
     A        = int_coef * A_int + ext_coef * A_ext      two value heads, two advantages, one policy (PPO)
@@ -197,6 +197,7 @@ def check_args(args: Args) -> None:
     for contradiction, reason, flags in (
         (args.int_coef == 0, "--int-coef 0: there is no bonus", bonus),
         (args.novelty in ("count", "none"), f"--novelty {args.novelty}: there is no predictor", predictor),
+        (args.obs_norm != "frozen", f"--obs-norm {args.obs_norm}: nothing is frozen", ("frozen_obs_norm_steps",)),
         (args.single_head, "--single-head: there is no stream of the bonus alone", ("int_episodic",)),
     ):
         for flag in flags:
@@ -287,34 +288,11 @@ def parse_env_kwargs(env_id: str, text: str, backend: str) -> dict[str, int]:
     except subprocess.TimeoutExpired:
         raise UserError(f"--env-kwargs {text}: {env_id} finds no such layout") from None
     if done.returncode:
-        reason = ([line for line in done.stderr.splitlines() if "Error: " in line or "Check failed: " in line] or [""])[
-            -1
-        ]
+        reasons = [line for line in done.stderr.splitlines() if "Error: " in line or "Check failed: " in line]
+        reason = reasons[-1] if reasons else ""
         reason = reason.split(" was raised from")[0].split("Error: ")[-1].split("Check failed: ")[-1]
         raise UserError(f"--env-kwargs {text}: {env_id} refuses it{reason and ': ' + reason}")
     return kwargs | {"max_episode_steps": int(done.stdout.split()[-1])}
-
-
-class CountTable:
-    """How often each view has been seen."""
-
-    def __init__(self):
-        self.counts: collections.Counter[bytes] = collections.Counter()
-
-    def add(self, views: list[bytes], valid: np.ndarray) -> np.ndarray:
-        """Takes in N views, of which those with valid (N,) False do not count. Returns the counts (N,), at least 1."""
-        for view, ok in zip(views, valid, strict=True):
-            self.counts[view] += int(ok)
-        return np.array([max(1, self.counts[view]) for view in views])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The table as tensors: views (K, 7, 7, 3) uint8, counts (K,)."""
-        views = torch.frombuffer(bytearray(b"".join(self.counts)), dtype=torch.uint8) if self.counts else torch.empty(0)
-        return {"views": views.reshape(-1, 7, 7, 3), "counts": torch.tensor([*self.counts.values()])}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        keys = [view.tobytes() for view in state["views"].numpy()]
-        self.counts = collections.Counter(dict(zip(keys, state["counts"].tolist(), strict=True)))
 
 
 class MiniGridEnvs:
@@ -472,6 +450,29 @@ class RND(nn.Module):
         self.return_rms = RunningMoments((), device)
         self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
         self.to(device)
+
+
+class CountTable:
+    """How often each view has been seen in the whole run, for `--novelty count`."""
+
+    def __init__(self):
+        self.counts: collections.Counter[bytes] = collections.Counter()
+
+    def add(self, views: list[bytes], valid: np.ndarray) -> np.ndarray:
+        """Takes in N views, of which those with valid (N,) False do not count. Returns the counts (N,), at least 1."""
+        for view, ok in zip(views, valid, strict=True):
+            self.counts[view] += int(ok)
+        return np.array([max(1, self.counts[view]) for view in views])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table as tensors: views (K, 7, 7, 3) uint8, counts (K,)."""
+        views = torch.frombuffer(bytearray(b"".join(self.counts)), dtype=torch.uint8) if self.counts else torch.empty(0)
+        return {"views": views.reshape(-1, 7, 7, 3), "counts": torch.tensor([*self.counts.values()])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state_dict` gave."""
+        keys = [view.tobytes() for view in state["views"].numpy()]
+        self.counts = collections.Counter(dict(zip(keys, state["counts"].tolist(), strict=True)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

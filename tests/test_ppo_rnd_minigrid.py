@@ -754,6 +754,7 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--novelty", "none", "--episodic-bonus", "none"], "leaves no bonus; to play without one, --int-coef 0"),
         (["--int-coef", 0, "--novelty", "count"], "--novelty contradicts --int-coef 0: there is no bonus"),
         (["--novelty", "count", "--obs-norm", "frozen"], "--obs-norm contradicts --novelty count"),
+        (["--frozen-obs-norm-steps", 100], "--frozen-obs-norm-steps contradicts --obs-norm running"),
         (["--single-head", "--int-episodic"], "--int-episodic contradicts --single-head"),
         (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint nowhere"),
         (["--evaluate", "empty"], "--evaluate empty: there is no checkpoint empty/latest.pt"),
