@@ -132,7 +132,7 @@ class Args:
     env_kwargs: str = ""  # its arguments, e.g. "min_num_rooms=7,max_num_rooms=7,max_room_size=8,max_episode_steps=140"
     backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # gymnasium: the minigrid package; auto: for MultiRoom
     num_envs: Int = 64  # parallel environments, N (paper: 128)
-    raw_obs: bool = False  # the codes of a tile as three numbers, not as planes of 0 and 1
+    policy_obs: Literal["planes", "codes"] = "planes"  # what the policy sees: planes of 0 and 1 for each code, or codes
 
     # PPO
     total_timesteps: Int = 5_000_000  # environment steps, of which each is one frame
@@ -156,7 +156,7 @@ class Args:
     novelty: Literal["rnd", "noveld", "count", "none"] = "rnd"  # the first factor
     episodic_bonus: Literal["first-visit", "sqrt-count", "none"] = "first-visit"  # the second factor
     int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO without the bonus
-    ext_coef: float = 2.0  # weight of the extrinsic advantage (paper: 2); 0: exploration alone
+    ext_coef: float = 10.0  # weight of the extrinsic advantage (paper: 2); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream (paper: 0.99)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; MiniGrid codes: yes)
     single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma (paper: no)
@@ -164,6 +164,7 @@ class Args:
     int_clip: float | None = None  # clip the bonus, normalised or not, at plus and minus this (reference: no)
     update_proportion: float = 1.0  # share of a minibatch the predictor learns from (paper: 32 / num_envs)
     predictor_learning_rate: float = 1e-3  # Adam's step size for the predictor
+    rnd_obs: Literal["codes", "planes"] = "codes"  # what RND sees: the three codes of each tile, or planes of 0 and 1
     obs_norm: Literal["none", "running", "frozen"] = "running"  # whiten what RND sees, with moments that go on or not
     frozen_obs_norm_steps: Int = 1500  # environment steps of a random agent, for --obs-norm frozen
 
@@ -192,7 +193,7 @@ def check_args(args: Args) -> None:
     require(args.total_timesteps >= rollout, "total_timesteps", f"at least one rollout, {rollout} steps")
     if args.novelty == args.episodic_bonus == "none" and args.int_coef:
         raise UserError("--novelty none --episodic-bonus none leaves no bonus; to play without one, --int-coef 0")
-    predictor = ("update_proportion", "predictor_learning_rate", "obs_norm")
+    predictor = ("update_proportion", "predictor_learning_rate", "rnd_obs", "obs_norm")
     bonus = ("novelty", "episodic_bonus", "int_gamma", "int_episodic", "int_norm", "int_clip", *predictor)
     for contradiction, reason, flags in (
         (args.int_coef == 0, "--int-coef 0: there is no bonus", bonus),
@@ -395,12 +396,13 @@ class Views:
 # ----------------------------------------------------------------------------------------------------------------------
 
 NUM_CODES = (11, 6, 4)  # how many codes there are for object, colour and state
+NUM_INPUTS = {"codes": 49 * len(NUM_CODES), "planes": 49 * sum(NUM_CODES)}  # D
 
 
-def planes(views: Tensor, raw_obs: bool) -> Tensor:
-    """Views (U, 7, 7, 3) uint8 -> (U, D) float32: 21 planes of 0 and 1 for the codes of each tile, or the codes."""
+def encode(views: Tensor, obs: str) -> Tensor:
+    """Views (U, 7, 7, 3) uint8 -> (U, D) float32: the codes as numbers, or 21 planes of 0 and 1 for those of a tile."""
     codes = views.flatten(1, 2)  # (U, 49, 3)
-    if raw_obs:
+    if obs == "codes":
         return codes.flatten(1).float()
     rows = [torch.eye(n, device=views.device)[x.int()] for x, n in zip(codes.unbind(2), NUM_CODES, strict=True)]
     return torch.cat(rows, 2).flatten(1)
@@ -414,7 +416,7 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 
 
 def mlp_features(num_inputs: int) -> list[nn.Module]:
-    """Planes (U, D) -> features (U, 256). All networks of this script start with these layers."""
+    """What a network sees (U, D) -> features (U, 256). All networks of this script start with these layers."""
     return [init_layer(nn.Linear(num_inputs, 128)), nn.ReLU(), init_layer(nn.Linear(128, 256))]
 
 
@@ -428,7 +430,7 @@ class Agent(nn.Module):
         self.value_head = init_layer(nn.Linear(256, num_heads), gain=0.01)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Planes (U, D) -> logits (U, num_actions), values (U, num_heads)."""
+        """What the policy sees (U, D) -> logits (U, num_actions), values (U, num_heads)."""
         hidden = self.trunk(inputs)  # (U, 256)
         return self.policy_head(hidden), self.value_head(hidden)
 
@@ -510,7 +512,7 @@ class RunningMoments(nn.Module):
 
 
 def whiten(inputs: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Planes (U, D) -> the same, whitened entry by entry and clipped at 5 deviations."""
+    """What RND sees (U, D) -> the same, whitened entry by entry and clipped at 5 deviations."""
     return ((inputs - obs_rms.mean.float()) / obs_rms.var.sqrt().float()).clamp(-5, 5)
 
 
@@ -767,9 +769,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     torch.manual_seed(args.seed)
     seed = int(np.random.SeedSequence((args.seed, iteration)).generate_state(1)[0] >> 1)  # others after a resume
     envs = MiniGridEnvs(env_id, N, seed, backend, env_kwargs)
-    num_inputs = 49 * (3 if args.raw_obs else sum(NUM_CODES))
-    agent = Agent(envs.num_actions, 1 if args.single_head else 2, num_inputs).to(device)
-    rnd = RND(N, num_inputs, device)
+    agent = Agent(envs.num_actions, 1 if args.single_head else 2, NUM_INPUTS[args.policy_obs]).to(device)
+    rnd = RND(N, NUM_INPUTS[args.rnd_obs], device)
     table = CountTable()
     groups = [
         {"params": [*agent.parameters()], "lr": args.learning_rate},
@@ -815,7 +816,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             current, *_, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
             views = Views()
             rows = views.add(current)
-            rnd.obs_rms.update(planes(views.tensor().to(device), args.raw_obs)[rows], torch.from_numpy(ok))
+            rnd.obs_rms.update(encode(views.tensor().to(device), args.rnd_obs)[rows], torch.from_numpy(ok))
             seen += ok.sum()
         envs.episodes.clear()
         envs.recent.clear()
@@ -857,7 +858,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             index[t] = views.add(current)
             if len(views) > known:
                 with torch.no_grad():
-                    new_logits, new_values = agent(planes(views.tensor(known).to(device), args.raw_obs))
+                    new_logits, new_values = agent(encode(views.tensor(known).to(device), args.policy_obs))
                 logits, values = torch.cat([logits, new_logits]), torch.cat([values, new_values])  # (U, A), (U, H)
             if t == T:
                 break
@@ -878,19 +879,20 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         visits, counts = torch.from_numpy(host_visits).to(device), torch.from_numpy(host_counts).to(device)
         logprobs = logits.log_softmax(1)[index[:T]].gather(2, actions[..., None]).squeeze(2)  # (T, N)
         values = values[index]  # (T+1, N, H)
-        inputs = planes(views.tensor().to(device), args.raw_obs)  # (U, D)
+        inputs = encode(views.tensor().to(device), args.policy_obs)  # (U, D)
 
         # intrinsic reward
         intrinsic = torch.zeros_like(rewards)
         if args.int_coef:
             errors = torch.zeros(len(views), device=device)
             if uses_predictor:
+                rnd_inputs = encode(views.tensor().to(device), args.rnd_obs)  # (U, D)
                 if args.obs_norm == "running":
                     # paper: 50 rollouts of a random agent first, here: the moments take in each rollout before it is
                     # rewarded, because that does for a start
                     seen = torch.bincount(index[1:][valid], minlength=len(views))  # (U,) how often, resets left out
-                    rnd.obs_rms.update(inputs, seen)
-                rnd_inputs = whiten(inputs, rnd.obs_rms) if args.obs_norm != "none" else inputs
+                    rnd.obs_rms.update(rnd_inputs, seen)
+                rnd_inputs = whiten(rnd_inputs, rnd.obs_rms) if args.obs_norm != "none" else rnd_inputs
                 with torch.no_grad():
                     targets = rnd.target(rnd_inputs)  # (U, 256)
                     errors = (rnd.predictor(rnd_inputs) - targets).square().mean(1)  # (U,)
@@ -1025,7 +1027,7 @@ def make_evaluation_env(env_id: str, env_kwargs: dict[str, int]) -> gym.Env:
 @torch.no_grad()
 def episode_bonus(views: np.ndarray, args: Args, rnd: RND, table: CountTable, device: torch.device) -> np.ndarray:
     """The lifelong part of the bonus of each step of an episode: views (L+1, 7, 7, 3) uint8 -> (L,)."""
-    inputs = planes(torch.from_numpy(views).to(device), args.raw_obs)
+    inputs = encode(torch.from_numpy(views).to(device), args.rnd_obs)
     inputs = whiten(inputs, rnd.obs_rms) if args.obs_norm != "none" else inputs
     errors = (rnd.predictor(inputs) - rnd.target(inputs)).square().mean(1)  # (L+1,)
     counts = torch.tensor([table.counts[view.tobytes()] + 1 for view in views[1:]], device=device)
@@ -1072,11 +1074,10 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
     """Plays episodes in the minigrid package with the policy of a checkpoint, actions drawn as in training."""
     torch.manual_seed(args.seed)
     env = make_evaluation_env(env_id, parse_env_kwargs(env_id, args.env_kwargs, "gymnasium"))
-    num_inputs = 49 * (3 if args.raw_obs else sum(NUM_CODES))
-    agent = Agent(int(env.action_space.n), 1 if args.single_head else 2, num_inputs).to(device)
+    agent = Agent(int(env.action_space.n), 1 if args.single_head else 2, NUM_INPUTS[args.policy_obs]).to(device)
     load_state(agent, saved["agent"], path)
     print(f"{path}, step {saved['iteration'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
-    rnd, table = RND(args.num_envs, num_inputs, device), CountTable()
+    rnd, table = RND(args.num_envs, NUM_INPUTS[args.rnd_obs], device), CountTable()
     load_state(rnd, saved["rnd"], path)
     load_state(table, saved["table"], path)
     returns, lengths, cells, steps = [], [], [], []
@@ -1095,7 +1096,7 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
             if args.capture_video:
                 writer.append_data(env.render())  # (32 * height, 32 * width, 3) uint8, what the agent sees is lit up
             with torch.no_grad():
-                logits, _ = agent(planes(torch.from_numpy(obs)[None].to(device), args.raw_obs))
+                logits, _ = agent(encode(torch.from_numpy(obs)[None].to(device), args.policy_obs))
             obs, reward, terminated, truncated, _ = env.step(int(torch.multinomial(logits.softmax(1), 1)))
             rewards.append(float(reward))
             positions.append(tuple(grid.agent_pos))

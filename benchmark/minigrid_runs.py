@@ -58,12 +58,9 @@ ROWS["main"] = {
 }
 CHANGES = [  # what each part is worth
     *("--novelty count", "--novelty noveld", "--novelty none", "--episodic-bonus sqrt-count", "--int-episodic"),
-    *("--no-int-norm --int-coef 20", "--single-head", "--obs-norm none", "--update-proportion 0.25", "--raw-obs"),
-    *(
-        "--obs-norm frozen --int-clip 1",
-        "--norm-adv --int-coef 0.1 --ext-coef 1 --ent-coef 0.01",
-        "--no-bootstrap-truncated",
-    ),
+    *("--no-int-norm", "--single-head", "--obs-norm none", "--update-proportion 0.25"),
+    *("--rnd-obs planes", "--policy-obs codes", "--ext-coef 2", "--ent-coef 0.01"),
+    *("--obs-norm frozen --int-clip 1", "--norm-adv", "--no-bootstrap-truncated"),
 ]
 ROWS["ablations"] = {
     f"KeyCorridorS3R3, {change or 'default'}": (

@@ -263,7 +263,7 @@ def test_every_minigrid_id_of_envpool_fits_the_networks():
         views.add(envs.reset())
         for _ in range(5):
             views.add(envs.step(np.random.default_rng(0).integers(0, envs.num_actions, 2))[0])
-        one_hot = script.planes(views.tensor(), False)
+        one_hot = script.encode(views.tensor(), "planes")
         assert one_hot.shape[1:] == (1029,) and (one_hot.sum(1) == 3 * 49).all()
 
 
@@ -284,11 +284,12 @@ def test_views_are_numbered_in_the_order_in_which_they_came():
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_planes():
+def test_codes_and_planes():
     rng = np.random.default_rng(0)
     views = np.stack([rng.integers(0, n, (9, 7, 7)) for n in script.NUM_CODES], -1).astype(np.uint8)
-    raw, one_hot = (script.planes(torch.from_numpy(views), flag) for flag in (True, False))
+    raw, one_hot = (script.encode(torch.from_numpy(views), obs) for obs in ("codes", "planes"))
     np.testing.assert_array_equal(raw, views.reshape(9, -1))
+    assert raw.shape == (9, 147) == (9, script.NUM_INPUTS["codes"]) and script.NUM_INPUTS["planes"] == 49 * 21
     assert one_hot.shape == (9, 49 * 21) and one_hot.dtype == raw.dtype == torch.float32
     for b, x, y in itertools.product(range(9), range(7), range(7)):
         expected = np.zeros(21)
@@ -442,8 +443,10 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
     """The same run in plain loops: every network at every step, every sum over samples. Returns the weights."""
     T, N, M, H = args.num_steps, args.num_envs, args.num_minibatches, 1 if args.single_head else 2
     torch.manual_seed(args.seed)
-    size = 49 * (3 if args.raw_obs else 21)
-    agent, rnd = script.Agent(7, H, size), script.RND(N, size, CPU)
+    agent, rnd = (
+        script.Agent(7, H, {"planes": 1029, "codes": 147}[args.policy_obs]),
+        script.RND(N, {"planes": 1029, "codes": 147}[args.rnd_obs], CPU),
+    )
     optimisers = [PlainAdam(p, args.learning_rate) for p in agent.parameters()]
     predictor_optimisers = [PlainAdam(p, args.predictor_learning_rate) for p in rnd.predictor.parameters()]
     seen_by_rnd, filtered, every_filtered, table = [], np.zeros(N), [], collections.Counter()
@@ -452,8 +455,8 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
         while skip < args.frozen_obs_norm_steps:  # these steps were a random agent's
             valid = envs.steps[offset][5]
             offset += 1
-            x = script.planes(torch.from_numpy(envs.tiles[envs.shown[offset]]), args.raw_obs)
-            seen_by_rnd += [x[n].numpy().astype(float) for n in range(N) if valid[n]]
+            y = script.encode(torch.from_numpy(envs.tiles[envs.shown[offset]]), args.rnd_obs)
+            seen_by_rnd += [y[n].numpy().astype(float) for n in range(N) if valid[n]]
             skip += valid.sum()
     for r in range(rollouts):
         if args.anneal_lr:
@@ -462,23 +465,23 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
         shown = np.stack(envs.shown[offset + r * T : offset + (r + 1) * T + 1])
         columns = zip(*envs.steps[offset + r * T : offset + (r + 1) * T], strict=True)
         actions, visits, rewards, terminated, truncated, valid = map(np.stack, columns)
-        x = script.planes(torch.from_numpy(envs.tiles[shown.flatten()]), args.raw_obs)  # ((T+1)N, D)
+        x = script.encode(torch.from_numpy(envs.tiles[shown.flatten()]), args.policy_obs)  # ((T+1)N, D)
         with torch.no_grad():
             logits, values = agent(x)
         old = logits.log_softmax(1).unflatten(0, (T + 1, N))
         values = values.unflatten(0, (T + 1, N)).numpy().astype(float)
 
-        y = x
+        y = script.encode(torch.from_numpy(envs.tiles[shown.flatten()]), args.rnd_obs)
         if args.obs_norm != "none":
             if args.obs_norm == "running":
                 for t, n in zip(*np.nonzero(valid), strict=True):
-                    seen_by_rnd.append(x.unflatten(0, (T + 1, N))[t + 1, n].numpy().astype(float))
+                    seen_by_rnd.append(y.unflatten(0, (T + 1, N))[t + 1, n].numpy().astype(float))
             if seen_by_rnd:
                 data = np.stack(seen_by_rnd)
                 count = len(data) + 1e-4
                 mean = data.sum(0) / count
                 var = ((data**2).sum(0) + 1e-4) / count - mean**2
-                y = ((x - torch.from_numpy(mean).float()) / torch.from_numpy(var).sqrt().float()).clamp(-5, 5)
+                y = ((y - torch.from_numpy(mean).float()) / torch.from_numpy(var).sqrt().float()).clamp(-5, 5)
         with torch.no_grad():
             errors = (rnd.predictor(y) - rnd.target(y)).square().mean(1).unflatten(0, (T + 1, N)).numpy().astype(float)
         intrinsic = np.zeros((T, N))
@@ -592,7 +595,8 @@ FLAGS = [
     {"novelty": "none", "episodic_bonus": "sqrt-count"},
     {"episodic_bonus": "none", "int_episodic": True, "update_proportion": 0.25},
     {"single_head": True},
-    {"raw_obs": True, "norm_adv": True, "max_grad_norm": None},
+    {"policy_obs": "codes", "norm_adv": True, "max_grad_norm": None},
+    {"rnd_obs": "planes"},
     {"obs_norm": "frozen", "frozen_obs_norm_steps": 30, "int_clip": 0.05},
     {"obs_norm": "none", "clip_vloss": True, "anneal_lr": True, "predictor_learning_rate": 1e-3},
     {"gamma": 0.9, "gae_lambda": 0.5, "int_gamma": 0.8, "vf_coef": 0.7, "ent_coef": 0.1, "clip_coef": 0.02},
@@ -606,8 +610,9 @@ def test_a_run_equals_a_plain_transcription(fake_envs, draws, tmp_path, changes)
     assert state["iteration"] == 3
     expected = transcription(args, FakeEnvs.last, draws, rollouts=3)
     torch.manual_seed(args.seed)
-    size = 49 * (3 if args.raw_obs else 21)
-    parts = {"agent": script.Agent(7, 1 if args.single_head else 2, size), "rnd": script.RND(4, size, CPU)}
+    sizes = {"planes": 1029, "codes": 147}
+    agent = script.Agent(7, 1 if args.single_head else 2, sizes[args.policy_obs])
+    parts = {"agent": agent, "rnd": script.RND(4, sizes[args.rnd_obs], CPU)}
     start = {part: network.state_dict() for part, network in parts.items()}
     for key, value in expected.items():
         part, name = key.split(".", 1)
@@ -808,7 +813,8 @@ def test_checkpoints_that_do_not_fit(monkeypatch, capsys, tmp_path):
         (["--env-id", "DoorKey-8x8"], "is of a run with env_id MiniGrid-DoorKey-5x5-v0, not MiniGrid-DoorKey-8x8-v0"),
         (["--env-kwargs", "size=6"], "is of a run with env_kwargs , not size=6"),
         (["--num-envs", 8, "--total-timesteps", 640], "is of a run with num_envs 4, not 8"),
-        (["--raw-obs", "--total-timesteps", 640], "holds another architecture"),
+        (["--policy-obs", "codes", "--total-timesteps", 640], "holds another architecture"),
+        (["--rnd-obs", "planes", "--total-timesteps", 640], "holds another architecture"),
         (["--single-head", "--total-timesteps", 640], "holds another architecture"),
         (["--total-timesteps", 32], "has all of its 32 steps"),
     ]:
@@ -883,10 +889,10 @@ def test_the_heat_map_s_bonus_is_what_training_would_pay():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     views = np.stack([rng.integers(0, n, (9, 7, 7)) for n in script.NUM_CODES], -1).astype(np.uint8)
-    rnd, table = script.RND(4, 1029, CPU), script.CountTable()
-    rnd.obs_rms.update(torch.rand(50, 1029), torch.ones(50, dtype=torch.bool))
+    rnd, table = script.RND(4, 147, CPU), script.CountTable()
+    rnd.obs_rms.update(torch.rand(50, 147), torch.ones(50, dtype=torch.bool))
     table.add([view.tobytes() for view in views[[1, 1, 3]]], np.ones(3, bool))
-    y = script.whiten(script.planes(torch.from_numpy(views), False), rnd.obs_rms)
+    y = script.whiten(script.encode(torch.from_numpy(views), "codes"), rnd.obs_rms)
     errors = (rnd.predictor(y) - rnd.target(y)).square().mean(1).detach().numpy()
     expected = {
         "rnd": errors[1:],
