@@ -6,7 +6,7 @@
 Each run is `python ppo_rnd_minigrid.py` with the flags of its row, as a process of its own on one thread; it stops when
 the mean return of its last 100 episodes is above the row's score. Runs that are already in the CSV are not repeated, so
 this can be stopped and started again; a run that was stopped goes on from its checkpoint. Writes <out>.csv (a line for
-each run), the figure <out>_curves.png, and prints the table.
+each run), the figure <out>_curves.png or, of the ablations, <out>.png, and prints the table.
 """
 
 import argparse
@@ -62,12 +62,17 @@ CHANGES = [  # what each part is worth
     *("--rnd-obs planes", "--policy-obs codes", "--ext-coef 2", "--ent-coef 0.01"),
     *("--obs-norm frozen --int-clip 1", "--norm-adv", "--no-bootstrap-truncated"),
 ]
+CHANGES_ELSEWHERE = {  # where another environment says more
+    "DoorKey-16x16": ("--norm-adv", "--ent-coef 0.01", "--policy-obs codes"),
+    "MultiRoom-N7-S8": ("--ext-coef 2",),
+}
 ROWS["ablations"] = {
-    f"KeyCorridorS3R3, {change or 'default'}": (
-        f"--env-id KeyCorridorS3R3 --solved-score 0.86 --total-timesteps 2000000 {change}".split(),
+    f"{name}, {change}": (
+        f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps 2000000 {change}".split(),
         3,
     )
-    for change in ["", *CHANGES]
+    for name, changes in ({"KeyCorridorS3R3": CHANGES} | CHANGES_ELSEWHERE).items()
+    for change in changes
 }
 COLUMNS = ["row", "seed", "solved_at", "frames", "score", "success", "evaluation", "error", "seconds", "curve"]
 
@@ -158,6 +163,31 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
+    """Frames to the score for each change, a dot for every seed; a cross where a run ended without it."""
+    names = [name for name in ENVIRONMENTS if any(r["row"].startswith(f"{name}, --") for r in runs)]
+    rows = [list(dict.fromkeys(r["row"] for r in runs if r["row"].startswith(f"{name}, "))) for name in names]
+    figure, panels = plt.subplots(
+        *(len(names), 1), figsize=(8, 0.9 + 0.27 * sum(map(len, rows)) + 0.6 * len(names)), squeeze=False,
+        gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
+    )  # fmt: skip
+    for panel, name, mine in zip(panels[:, 0], names, rows, strict=True):
+        mine.sort(key=lambda row: not row.endswith(", default"))  # the default first
+        for k, row in enumerate(mine):
+            for r in (r for r in runs if r["row"] == row):
+                marker = "o" if r["solved_at"] else "x"
+                panel.plot(float(r["solved_at"] or r["frames"]) / 1e6, k, marker, color=f"C{int(k > 0)}", alpha=0.8)
+        panel.set_yticks(range(len(mine)), [row.split(", ", 1)[1] for row in mine], fontsize=8)
+        panel.set(
+            ylim=(len(mine) - 0.4, -0.6), title=f"{name}: million frames to {ENVIRONMENTS[name][1]}; x: not by then"
+        )
+        panel.set_xlim(left=0)
+        panel.grid(axis="x", color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def print_table(runs: list[dict], rows: dict) -> None:
     """The table of docs/results, in Markdown: lowest / median / highest."""
 
@@ -212,7 +242,11 @@ def main() -> None:
                 flush=True,
             )
     runs = read(path)
-    draw(runs, path.with_name(path.stem + "_curves.png"))
+    if args.set == "main":
+        draw(runs, path.with_name(path.stem + "_curves.png"))
+    else:  # beside the default, from the main table
+        default = [r for r in read(path.with_name("minigrid.csv")) if r["row"].endswith(", default")]
+        draw_changes(default + runs, path.with_name(path.stem + ".png"))
     print_table(runs, rows)
 
 
