@@ -23,14 +23,16 @@ The second how new it is in this episode, `--episodic-bonus`; without it an agen
 
 Both look at the agent's own view. RIDE and NovelD count on the whole grid, which the agent does not see.
 
-What makes it work:
+What makes it work (docs/results/README.md has runs with each part changed):
   1. The mask on first visits: RND alone does not solve most of these environments.
-  2. The stream of the bonus does not end with the episode (`--int-episodic` lets it): reaching the goal then costs
-     nothing, because the next episode is full of first visits. MiniGrid codes cut it, and have one value head.
-  3. Codes as planes of 0 and 1: the code of a door is 4, but it is not four times an empty tile.
-  4. A predictor that sees views whitened and learns from all of them: a bonus that falls while the policy looks on.
-  5. Advantages as they are, as in the reference: in a large grid whole rollouts hold nothing new and no goal, and their
+  2. A goal that weighs ten times the bonus, not twice as in the paper. Otherwise the score swings once a maze has been
+     solved, because what is new elsewhere calls the agent away.
+  3. Advantages as they are, as in the reference: in a large grid whole rollouts hold nothing new and no goal, and their
      noise, divided by its deviation (`--norm-adv`), would count as much as a goal does.
+  4. A predictor that sees views whitened and learns from all of them: a bonus that falls while the policy looks on. It
+     sees codes as numbers; the policy sees planes of 0 and 1, although numbers do as well (`--policy-obs codes`).
+  5. The stream of the bonus does not end with the episode (`--int-episodic` lets it, as MiniGrid codes do): reaching
+     the goal then costs nothing, because the next episode is full of first visits.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_minigrid.py --env-id KeyCorridorS3R3
