@@ -5,6 +5,7 @@
     python benchmark/throughput.py --num-steps 128 --iterations 3         full-size rollouts, for memory
     python benchmark/throughput.py --doorkey                              a2c_rnd_doorkey.py instead, frames a second
     python benchmark/throughput.py --minigrid                             ppo_rnd_minigrid.py instead, frames a second
+    python benchmark/throughput.py --snd --num-steps 16                   snd_atari.py, by preset, too
 
 Costs are CPU-milliseconds per environment step (user + system time of the process), because a shared machine's clock
 says little; with CUDA, wall milliseconds per iteration as well, the device waited for at the border of each part. Each
@@ -29,6 +30,7 @@ import time
 import types
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "ppo_rnd_atari.py"
+SND = SCRIPT.with_name("snd_atari.py")
 DOORKEY, MINIGRID = SCRIPT.with_name("a2c_rnd_doorkey.py"), SCRIPT.with_name("ppo_rnd_minigrid.py")
 
 
@@ -153,16 +155,17 @@ def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
 
     SummaryWriter.add_scalar = note
     sys.argv = [path, *flags]
-    if pathlib.Path(path).resolve() == SCRIPT:
+    if pathlib.Path(path).resolve() in (SCRIPT, SND):
         sys.path.insert(0, str(SCRIPT.parent))
-        import ppo_rnd_atari as script
-
+        script = importlib.import_module(pathlib.Path(path).stem)
         parts.wrap(script.AtariEnvs, "step", "environments")
         for name in ("features", "reward_filter"):
             parts.wrap(script, name, "RND pass")
         parts.wrap(script.RunningMoments, "update", "RND pass")
         parts.wrap(script, "gae", "advantages")
         parts.wrap(torch.Tensor, "backward", "update")
+        if hasattr(script, "target_loss"):
+            parts.wrap(script, "target_loss", "target forward")
         parts.wrap(script, "ppo_loss", "update")
         parts.wrap(script.torch.optim.Adam, "step", "update")
         forward = script.Agent.forward
@@ -263,6 +266,9 @@ def minigrid_table(rounds: int) -> None:
         ("default", 2, []),
         ("networks at every step", 1, ["--every-step"]),
         ("--update-proportion 0.25", 1, ["--update-proportion", 0.25]),
+        ("--policy-obs codes", 1, ["--policy-obs", "codes"]),
+        ("--policy-obs codes", 2, ["--policy-obs", "codes"]),
+        ("--rnd-obs planes", 1, ["--rnd-obs", "planes"]),
         ("--novelty count", 1, ["--novelty", "count"]),
         ("--int-coef 0", 1, ["--int-coef", 0]),
         ("--int-coef 0", 2, ["--int-coef", 0]),
@@ -342,6 +348,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["peer", "fp32", "bf16", "fp32 compiled", "bf16 compiled"], nargs="+")
     parser.add_argument("--doorkey", action="store_true", help="a2c_rnd_doorkey.py instead, at 8x8")
     parser.add_argument("--minigrid", action="store_true", help="ppo_rnd_minigrid.py instead")
+    parser.add_argument("--snd", action="store_true", help="snd_atari.py's presets too")
     parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     steps = args.num_envs * args.num_steps
@@ -359,6 +366,10 @@ def main() -> None:
     peers = [args.peer, "--env-id", "MontezumaRevenge-v5", *common, "--num-iterations-obs-norm-init", 1]
     programs = {"peer": peers} if args.peer else {}
     programs |= {"fp32": ours, "bf16": [*ours, "--bf16"]}
+    if args.snd:  # minibatches of 512, as in a rollout of full size
+        snd = [SND, *ours[1:], "--num-minibatches", max(1, steps // 512)]
+        programs |= {"snd-v": snd, "snd-v bf16": [*snd, "--bf16"], "its control": [*snd, "--target-loss", "none"]}
+        programs |= {preset: [*snd, "--preset", preset] for preset in ("snd-vic", "snd-std")}
     if args.only:
         programs |= {"fp32 compiled": [*ours, "--compile"], "bf16 compiled": [*ours, "--bf16", "--compile"]}
         programs = {name: programs[name] for name in args.only}
@@ -368,7 +379,9 @@ def main() -> None:
             front = [sys.executable, __file__, "--num-envs", args.num_envs, "--num-steps", args.num_steps]
             front += ["--threads", args.threads, "--measure"]
             with tempfile.TemporaryDirectory() as folder:
-                words = [str(pathlib.Path(w).resolve() if w in (SCRIPT, args.peer) else w) for w in front + command]
+                words = [
+                    str(pathlib.Path(w).resolve() if w in (SCRIPT, SND, args.peer) else w) for w in front + command
+                ]
                 run = subprocess.run(words, cwd=folder, capture_output=True, text=True)
             lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
             if not lines:
