@@ -618,8 +618,9 @@ def target_loss(snd: SND, first: Tensor, second: Tensor, labels: Tensor, args: A
     Returns: the loss; the magnitude, the mean squares of the features of both frames together.
     """
     first, second = (augment(x, args.aug, args.noise_prob) for x in (first, second))
-    local_first, local_second = (snd.target[:6](x) for x in (first, second))  # (B, 64, 12, 12), the third layer's
-    first, second = (snd.target[6:](x).float() for x in (local_first, local_second))  # (B, 512)
+    with torch.autocast(first.device.type, torch.bfloat16, enabled=args.bf16):  # the networks, not the losses
+        local_first, local_second = (snd.target[:6](x) for x in (first, second))  # (B, 64, 12, 12), the third layer's
+        first, second = (snd.target[6:](x).float() for x in (local_first, local_second))  # (B, 512)
     if args.target_loss == "contrastive":
         loss = contrastive_loss(first, second, labels)
     elif args.target_loss == "vicreg":
@@ -1049,10 +1050,10 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             "advantages": advantages,
             "returns": returns,
             "valid": valid,
-            "frames": frames,
         }
         rollout = {key: x.flatten(0, 1) for key, x in rollout.items()}  # each (B, ...)
         newest = obs[:, :, 3].flatten(0, 1)  # (B + N, 96, 96)
+        shift = N if args.reward_on == "next_obs" else 0  # from a step to the frame that is rewarded
         experience = valid.flatten().nonzero().squeeze(1)  # steps that were no resets
         totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
         for update in range(args.update_epochs * M):
@@ -1065,8 +1066,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 if args.target_loss != "none":
                     pairs = draw_pairs(valid, args.target_batch, args.pair, args.target_loss == "contrastive")
                     first, second = (whiten(newest[x], snd.obs_rms, args.obs_norm) for x in pairs[:2])
-                    with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                        loss, magnitude = target_loss(snd, first, second, pairs[2], args)
+                    loss, magnitude = target_loss(snd, first, second, pairs[2], args)
                     optimizers["target"].zero_grad()
                     loss.backward()
                     optimizers["target"].step()
@@ -1074,7 +1074,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                     totals["magnitude"] += magnitude / args.rnd_epochs
 
                 # the predictor
-                inputs = whiten(batch["frames"], snd.obs_rms, args.obs_norm)
+                inputs = whiten(newest[drawn + shift], snd.obs_rms, args.obs_norm)
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
                     with torch.no_grad():
                         targets = snd.target(inputs).float()  # (B/M, 512)
