@@ -40,8 +40,8 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_minigrid.py --evaluate runs/<run> --eval-episodes 20 --capture-video --plot
 
 What to expect, on one core of a CPU, in 0.6 to 0.9 GB, with these defaults: DoorKey-8x8 is solved (a mean return above
-0.95) within 0.2M to 0.3M steps, in half a minute, DoorKey-16x16 within 0.6M to 1.3M and KeyCorridorS3R3 (0.86) within
-0.7M to 0.9M, in one to three minutes. docs/results/README.md has all seeds, more environments, PPO and RND alone.
+0.95) within 0.3M to 0.4M steps, in half a minute, DoorKey-16x16 within 0.9M to 1.4M and KeyCorridorS3R3 (0.86) within
+0.6M to 0.8M, in one to two minutes. docs/results/README.md has all seeds, more environments, PPO and RND alone.
 """
 
 import collections
