@@ -369,9 +369,34 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     return layer
 
 
-def conv(channels_in: int, channels_out: int, size: int, stride: int, gain: float = 2**0.5) -> nn.Module:
+# channels, size and stride of each convolution; all end at 12 x 12 places
+POLICY_NETS = {  # the author's diagrams
+    "A": ((32, 8, 4), (64, 3, 2), (64, 3, 1)),
+    "B": ((64, 8, 4), (64, 3, 2), (128, 3, 1)),
+    "C": ((32, 3, 2), (64, 3, 2), (64, 3, 2), (128, 3, 1)),
+    "D": ((128, 8, 8),),
+}
+RND_NETS = {  # A, B: the author's; ST: the paper's, for its variants STD and VIC
+    "A": ((32, 8, 4), (64, 3, 2), (64, 3, 1)),
+    "B": ((16, 3, 2), (32, 3, 2), (64, 3, 2), (64, 3, 1)),
+    "ST": ((32, 3, 2), (64, 3, 2), (64, 3, 2), (128, 3, 1)),
+}
+
+
+def conv(channels_in: int, channels: int, size: int, stride: int, gain: float = 2**0.5) -> nn.Module:
     """A convolution that makes the picture smaller by its stride: 96 x 96 -> 48 x 48 for stride 2."""
-    return init_layer(nn.Conv2d(channels_in, channels_out, size, stride, padding=(size - stride + 1) // 2), gain)
+    return init_layer(nn.Conv2d(channels_in, channels, size, stride, padding=(size - stride + 1) // 2), gain)
+
+
+def convolutions(
+    channels: int, shapes: tuple[tuple[int, int, int], ...], activation: type[nn.Module], gain: float = 2**0.5
+) -> list[nn.Module]:
+    """(B, channels, 96, 96) -> (B, C, 12, 12): convolutions of these shapes, each with its activation."""
+    modules = []
+    for out, size, stride in shapes:
+        modules += [conv(channels, out, size, stride, gain), activation()]
+        channels = out
+    return modules
 
 
 class Attention(nn.Module):
@@ -390,17 +415,12 @@ class Attention(nn.Module):
 
 
 def policy_features(policy_net: str) -> tuple[list[nn.Module], int]:
-    """Four frames (B, 4, 96, 96) -> features (B, width): the layers and the width (the author's diagrams A to D)."""
-    layers, width = {
-        "A": ([conv(4, 32, 8, 4), conv(32, 64, 3, 2), conv(64, 64, 3, 1)], 448),
-        "B": ([conv(4, 64, 8, 4), conv(64, 64, 3, 2), conv(64, 128, 3, 1)], 800),
-        "C": ([conv(4, 32, 3, 2), conv(32, 64, 3, 2), conv(64, 64, 3, 2), conv(64, 128, 3, 1)], 512),
-        "D": ([conv(4, 128, 8, 8)], 512),
-    }[policy_net]
-    modules = [module for layer in layers for module in (layer, nn.ReLU())]
+    """Four frames (B, 4, 96, 96) -> features (B, width): the layers and the width."""
+    shapes, width = POLICY_NETS[policy_net], {"A": 448, "B": 800, "C": 512, "D": 512}[policy_net]
+    modules = convolutions(4, shapes, nn.ReLU)
     if policy_net == "D":
         modules += [Attention(128), Attention(128)]
-    modules += [nn.Flatten(), init_layer(nn.Linear(layers[-1].out_channels * 12 * 12, width)), nn.ReLU()]
+    modules += [nn.Flatten(), init_layer(nn.Linear(shapes[-1][0] * 12 * 12, width)), nn.ReLU()]
     if policy_net == "A":
         modules += [init_layer(nn.Linear(width, width)), nn.ReLU()]
     return modules, width
@@ -433,16 +453,11 @@ class Agent(nn.Module):
 def rnd_features(rnd_net: str, gain: float) -> list[nn.Module]:
     """One frame (B, 1, 96, 96) -> features (B, 512): what target and predictor have in common.
 
-    Leaky or plain ReLU gives features that are too small to tell anything (the author); net ST is the paper's.
+    ELU, because with ReLU features are too small to tell anything (the author); the paper's ST has ReLU all the same.
     """
-    layers = {
-        "A": [conv(1, 32, 8, 4, gain), conv(32, 64, 3, 2, gain), conv(64, 64, 3, 1, gain)],
-        "B": [conv(1, 16, 3, 2, gain), conv(16, 32, 3, 2, gain), conv(32, 64, 3, 2, gain), conv(64, 64, 3, 1, gain)],
-        "ST": [conv(1, 32, 3, 2, gain), conv(32, 64, 3, 2, gain), conv(64, 64, 3, 2, gain), conv(64, 128, 3, 1, gain)],
-    }[rnd_net]
-    activation = nn.ReLU if rnd_net == "ST" else nn.ELU
-    modules = [module for layer in layers for module in (layer, activation())]
-    return [*modules, nn.Flatten(), init_layer(nn.Linear(layers[-1].out_channels * 12 * 12, 512), gain)]
+    shapes = RND_NETS[rnd_net]
+    modules = convolutions(1, shapes, nn.ReLU if rnd_net == "ST" else nn.ELU, gain)
+    return [*modules, nn.Flatten(), init_layer(nn.Linear(shapes[-1][0] * 12 * 12, 512), gain)]
 
 
 class SND(nn.Module):
