@@ -24,7 +24,7 @@ The second how new it is in this episode, `--episodic-bonus`; without it an agen
 Both look at the agent's own view. RIDE and NovelD count on the whole grid, which the agent does not see.
 
 What makes it work (docs/results/README.md has runs with each part changed):
-  1. The mask on first visits: RND alone does not solve most of these environments.
+  1. The mask on first visits: RND alone takes several times as long, or does not get there at all.
   2. A goal that weighs ten times the bonus, not twice as in the paper. Otherwise the score swings once a maze has been
      solved, because what is new elsewhere calls the agent away.
   3. Advantages as they are, as in the reference: in a large grid whole rollouts hold nothing new and no goal, and their
