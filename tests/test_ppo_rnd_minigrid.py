@@ -115,6 +115,27 @@ def test_envpool_and_the_minigrid_package_show_the_same_on_the_same_grid(size, s
     assert seen["episodes"] >= 4 and seen["keys"] > 0 and (size == 8 or seen["goals"] > 0), seen
 
 
+@pytest.mark.parametrize("env_id", ["MiniGrid-ObstructedMaze-2Dlh-v0", "MiniGrid-ObstructedMaze-Full-v1"])
+def test_boxes_are_grey_in_both_packages_and_blue_in_envpool_s_own_words(env_id):
+    seen = {}
+    for backend in ("envpool", "gymnasium"):
+        envs = script.MiniGridEnvs(env_id, 16, 5, backend, {})
+        step, raw, rng = envs.pool.step, set(), np.random.default_rng(0)
+
+        def spy(actions, step=step, raw=raw, backend=backend):
+            result = step(actions)
+            image = result[0]["image"] if backend == "envpool" else result[0]
+            raw.update(image[image[..., 0] == 7, 1].tolist())
+            return result
+
+        envs.pool.step = spy
+        envs.reset()
+        views = [envs.step(rng.integers(0, 7, 16))[0] for _ in range(100)]
+        tiles = np.frombuffer(b"".join(v for row in views for v in row), np.uint8).reshape(-1, 3)
+        seen[backend] = set(tiles[tiles[:, 0] == 7, 1].tolist()), raw
+    assert seen == {"envpool": ({5}, {2}), "gymnasium": ({5}, {5})}
+
+
 @pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
 def test_episodes_are_counted_as_a_dictionary_counts_them(backend):
     """Views, cells, returns and lengths of whole episodes, over resets and time limits, against plain bookkeeping."""
