@@ -574,8 +574,8 @@ SETTINGS = [
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=lambda changes: "-".join(changes) or "default")
 def test_two_rollouts_equal_a_plain_transcription(fake_pool, tmp_path, monkeypatch, changes):
-    T, N, M = 16, 4, 4
-    args = small_args(total_timesteps=2 * T * N, update_proportion=1.0, **changes)
+    T, N, M = 8, 4, 2
+    args = small_args(num_steps=T, num_minibatches=M, total_timesteps=2 * T * N, update_proportion=1.0, **changes)
     batches, pairs, acted, played = [], [], [], []
     ppo_loss, draw_pairs, step, forward = (
         script.ppo_loss,
