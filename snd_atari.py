@@ -1,10 +1,10 @@
 """Self-supervised Network Distillation (SND) on Atari, in one file: PPO + RND whose target learns too.
 
 Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation: an effective approach to exploration in
-sparse reward environments, Neurocomputing, arXiv:2302.11563. Its headline setting comes from runs of the first author
-("the author's code" below: michalnand/reinforcement_learning and _agents); every constant of `--preset snd-v` is that
-of the run whose scores the paper prints for Montezuma's Revenge, and is told apart from the paper's own code where
-they differ. Compare with ppo_rnd_atari.py line by line: what is the same there is the same text here.
+sparse reward environments, Neurocomputing, arXiv:2302.11563. Its scores on Montezuma's Revenge are those of runs of its
+second author ("the author's code" below: michalnand/reinforcement_learning and _agents). The constants of `--preset
+snd-v` are those of that run, not of the paper's own code; docs/implementation_details.md has both, and every departure.
+Compare with ppo_rnd_atari.py line by line: what is the same there is the same text here.
 
 RND's target is random. It tells two rooms apart because they look different, and hardly tells two places in one room
 apart; its predictor soon agrees with it, and the bonus is gone. SND's target learns, without any reward or label, to
@@ -28,10 +28,11 @@ Four commands, to train, to resume, to evaluate and to look at what the target h
     python snd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
     python snd_atari.py --embed runs/<run> runs/<another run>
 
-What to expect: of the four finished runs of this setting, 128 million steps (512 million frames) each, the best
-episode scores were 33,172, 22,310, 9,212 and 5,998 (the author's logs). r_int falls to some 0.002 in the first million
-steps and comes back, 0.05 at 5 million: a run that looks dead at 1 million is normal. Before 15 million steps scores do
-not tell SND from RND; rooms and features have to. README.md has what this script has reached.
+What to expect: the four finished runs of this setting, 128 million steps (512 million frames) each, reached 33,172,
+22,310, 9,212 and 5,998 at their best (a running mean of one environment's scores; the author's logs). r_int falls to
+some 0.002 in the first million steps and comes back, 0.05 at 5 million: a run that looks dead at 1 million is normal.
+Before 15 million steps scores do not tell SND from RND; rooms and features have to. This script has not been trained to
+any score yet.
 """
 
 import collections
@@ -113,7 +114,7 @@ class Args:
     preset: Preset = "snd-v"  # snd-v: the paper's run on Montezuma, -plain: on other games; seed-*: the author's notes
     seed: Int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda, then mps, then cpu
-    bf16: bool = False  # bfloat16 in the policy and the predictor's training; for GPUs and CPUs that have it
+    bf16: bool = False  # bfloat16 in the policy and the training of predictor and target
     compile: bool = False  # torch.compile the networks: a minute's wait, then faster; on a CPU it needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every rollout
@@ -349,6 +350,7 @@ class AtariEnvs:
             self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
             self.recent.append(float(self.returns[i]))
             self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
+        # the author's count: every 32nd frame is a new room if its mean squared distance to all before is above 0.01
         if self.images is not None and self.steps % 32 == 0 and len(self.images) < 100:
             distances = [np.square((obs[0, 3] / 255.0) - image).mean() for image in self.images]
             if not distances or min(distances) > 0.01:
