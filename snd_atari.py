@@ -1125,6 +1125,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             scalars[f"losses/explained_variance{suffix}"] = explained
         scalars["rnd/intrinsic_reward"] = masked_mean(intrinsic, valid)
         scalars["rnd/error"] = masked_mean(errors, valid)
+        if args.int_norm:
+            scalars["rnd/intrinsic_return_std"] = snd.return_rms.var.sqrt().float()
         if args.entropy_coef_episodic:
             scalars["rnd/spread"] = masked_mean(spread, valid)
         scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
