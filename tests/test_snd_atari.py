@@ -602,7 +602,8 @@ def test_two_rollouts_equal_a_plain_transcription(fake_pool, tmp_path, monkeypat
     monkeypatch.setattr(script, "draw_pairs", spy_pairs)
     monkeypatch.setattr(script.AtariEnvs, "step", spy_step)
     monkeypatch.setattr(script.Agent, "forward", spy_forward)
-    state = torch.load(train(args, tmp_path) / "latest.pt", weights_only=True)
+    run_dir = train(args, tmp_path)
+    state, scalars = torch.load(run_dir / "latest.pt", weights_only=True), read_scalars(run_dir)
     monkeypatch.undo()
     assert len(acted) == 2 * (T + 1) and len(played) == 3 * T and len(batches) == 2 * 2 * M
 
@@ -664,6 +665,9 @@ def test_two_rollouts_equal_a_plain_transcription(fake_pool, tmp_path, monkeypat
                 spread[t, n] = min(1, np.std(memory[n], axis=0).mean())
                 first_step[n] = not valid[t, n]
             streams.append((spread, dones, 0.99, 0.5))
+            np.testing.assert_allclose(scalars["rnd/spread"][r][1], spread[valid].mean(), rtol=1e-3)
+        np.testing.assert_allclose(scalars["rnd/error"][r][1], errors[valid].mean(), rtol=1e-3)
+        np.testing.assert_allclose(scalars["rnd/intrinsic_reward"][r][1], intrinsic[valid].mean(), rtol=1e-3)
         advantages, returns = np.zeros((T, N)), np.zeros((T, N, heads))
         for head, (reward, ends, gamma, coef) in enumerate(streams):
             v = values[..., head].numpy().astype(float)
