@@ -746,6 +746,28 @@ def test_two_rollouts_equal_a_plain_transcription(fake_pool, tmp_path, monkeypat
     np.testing.assert_allclose(state["snd"]["obs_rms.mean"], moments[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("off", ["int_coef", "ext_coef", "entropy_coef_episodic"])
+def test_a_stream_that_is_off_does_not_shape_the_network(off):
+    args = small_args(**{"entropy_coef_episodic": 0.5} | {off: 0.0})
+    values, batch = torch.zeros(5, 3, requires_grad=True), {key: torch.ones(5) for key in ("advantages", "logprobs")}
+    batch |= {"returns": torch.ones(5, 3), "values": torch.zeros(5, 3), "valid": torch.ones(5, dtype=torch.bool)}
+    loss, _ = script.ppo_loss(torch.zeros(5, 6), values, batch | {"actions": torch.zeros(5, dtype=torch.int64)}, args)
+    loss.backward()
+    shaped = (values.grad != 0).all(0).tolist()
+    assert shaped == [name != off for name in ("int_coef", "ext_coef", "entropy_coef_episodic")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"), [({"update_proportion": 0.3, "predictor_mask": "sample"}, 0.3), ({"num_envs": 64}, 0.5)]
+)
+def test_the_predictor_gets_the_share_that_was_asked_for(fake_pool, tmp_path, monkeypatch, changes, share):
+    asked = []
+    loss = script.predictor_loss
+    monkeypatch.setattr(script, "predictor_loss", lambda *x: asked.append(x[2:]) or loss(*x))
+    train(small_args(num_steps=1, total_timesteps=changes.get("num_envs", 4), num_minibatches=1, **changes), tmp_path)
+    assert asked == [(share, changes.get("predictor_mask", "element"))] * 2
+
+
 def test_same_seed_same_scalars_and_another_seed_others(tmp_path):
     runs = [train(small_args(seed=s, total_timesteps=128), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))]
     scalars = [{k: v for k, v in read_scalars(run).items() if k != "charts/SPS"} for run in runs]
