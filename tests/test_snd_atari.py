@@ -696,6 +696,8 @@ def test_two_rollouts_equal_a_plain_transcription(fake_pool, tmp_path, monkeypat
                 if args.target_loss != "none":
                     first, second, labels = pairs[pair]
                     pair += 1
+                    assert args.target_loss == "contrastive" or not labels.any()  # only that loss wants others
+                    assert (second == first + N * (args.pair == "next"))[labels == 0].all()
                     newest = obs[:, :, 3].flatten(0, 1)
                     x = [white(newest[index]) for index in (first, second)]
                     z, maps = [snd.target(y) for y in x], [snd.target[:6](y) for y in x]
