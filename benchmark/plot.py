@@ -1,65 +1,220 @@
-"""From runs to a CSV of their scalars and a figure of their curves, one line a run.
+"""From runs to a figure: the mean over seeds with its bootstrap 95 % interval, of any scalar, over frames or hours.
 
     python benchmark/plot.py runs/A runs/B --scalars charts/episodic_return rnd/rooms_visited --out docs/results/name
+    python benchmark/plot.py docs/results/sweep.csv --scalars charts/episodic_return --x hours --out docs/results/name
 
-The x axis is emulator frames, 4 to a step. Every run is shown; nothing is averaged or left out.
+Takes folders of runs, and CSV files that this program or benchmark/sweep.py has written. Runs that differ in the seed
+alone make one curve, which is named after the flags in which it differs from the others. From folders it writes OUT.csv
+too, with all their scalars, so that the figure can be drawn again.
 """
 
 import argparse
+import collections
 import csv
+import dataclasses
 import pathlib
+import re
 
 import matplotlib
+import numpy as np
+from scipy.stats import bootstrap
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+COLUMNS = ["run", "setting", "seed", "step", "hours"]  # of a CSV, before its scalars
+NOT_A_SETTING = {
+    *("seed", "runs_dir", "resume", "evaluate", "device", "checkpoint_interval", "track", "wandb_project", "plot"),
+    *("capture_video", "eval_episodes", "commit", "python", "torch", "envpool", "gymnasium", "numpy", "minigrid"),
+}
+NAME = re.compile(r"(?P<env>.+)__(?P<script>.+)__(?P<seed>\d+)__(?P<time>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)")
 
-def read_scalars(run_dir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-    """All scalars in a run's folder: name -> [(step, value)]."""
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
+
+@dataclasses.dataclass
+class Run:
+    """One run: what it is called, and the scalars that it logged.
+
+    Attributes:
+        setting: what it has in common with runs of other seeds
+        flags: what it was started with, of runs read from their folders
+        steps: (K,) environment steps at which anything was logged
+        hours: (K,) time spent training by then, without pauses; NaN if the run does not say
+        scalars: name -> (K,), NaN where there is no value
+    """
+
+    name: str
+    setting: str
+    seed: int
+    steps: np.ndarray
+    hours: np.ndarray
+    scalars: dict[str, np.ndarray]
+    flags: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def frames(self) -> np.ndarray:
+        """(K,) emulator frames: 4 to a step on Atari, 1 elsewhere."""
+        return self.steps * (4 if "_atari__" in self.name else 1)
+
+
+def from_folder(folder: pathlib.Path) -> Run:
+    """A run from its folder; its setting is the environment and the script. ValueError if there is nothing in it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    points = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    if not points:
+        raise ValueError(f"{folder} holds no TensorBoard scalars")
+    steps = np.array(sorted({step for values in points.values() for step in values}))
+    scalars = {tag: np.array([values.get(int(s), np.nan) for s in steps]) for tag, values in points.items()}
+    hours = np.full(len(steps), np.nan)
+    if "charts/SPS" in scalars:  # the clock would count pauses between a stop and a resume
+        hours = np.cumsum(np.diff(steps, prepend=0) / scalars["charts/SPS"]) / 3600
+    flags = {}
+    if "hyperparameters/text_summary" in events.Tags()["tensors"]:
+        table = events.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
+        flags = dict(line[1:-1].split("|", 1) for line in table.splitlines()[2:])
+    match = NAME.fullmatch(folder.name)
+    setting, seed = (f"{match['env']}, {match['script']}", int(match["seed"])) if match else (folder.name, 0)
+    return Run(folder.name, setting, seed, steps, hours, scalars, flags)
+
+
+def name_settings(runs: list[Run]) -> None:
+    """Adds to each run's setting the flags in which runs of the same environment and script differ."""
+    for setting in {run.setting for run in runs}:
+        alike = [run for run in runs if run.setting == setting]
+        values = {key: {run.flags.get(key) for run in alike} for run in alike for key in run.flags}
+        for run in alike:
+            for key in values:
+                if len(values[key]) > 1 and key not in NOT_A_SETTING:
+                    run.setting += f", {key} {run.flags.get(key)}"
+
+
+def from_csv(path: pathlib.Path) -> list[Run]:
+    """The runs in a CSV. ValueError if it is not one of ours."""
+    try:
+        with open(path, newline="") as file:
+            lines = list(csv.DictReader(file))
+    except UnicodeDecodeError:
+        lines = []
+    if not lines or not {"run", "step"} <= lines[0].keys():
+        raise ValueError(f"{path} is no table of runs: it has no columns run and step")
+    by_run = collections.defaultdict(list)
+    for line in lines:
+        by_run[line["run"], line.get("setting"), line.get("seed")].append(line)
+    runs = []
+    for (name, *_), rows in by_run.items():
+        columns = {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0] if key not in COLUMNS}
+        match = NAME.fullmatch(name.split("/")[-1])
+        setting = rows[0].get("setting") or (f"{match['env']}, {match['script']}" if match else name)
+        hours = np.array([float(row.get("hours") or "nan") for row in rows])
+        seed = int(rows[0].get("seed") or (match["seed"] if match else 0))
+        runs.append(Run(name, setting, seed, np.array([int(row["step"]) for row in rows]), hours, columns))
+    return runs
+
+
+def write_csv(runs: list[Run], path: pathlib.Path, points: int | None = None) -> None:
+    """All scalars of all runs; with `points`, the means over that many equal parts of each run at most."""
+    tags = sorted({tag for run in runs for tag in run.scalars})
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, *tags])
+        for run in runs:
+            parts = np.array_split(np.arange(len(run.steps)), min(points or len(run.steps), len(run.steps)))
+            for part in parts:
+                cells = []
+                for tag in tags:
+                    values = run.scalars.get(tag, np.full(len(run.steps), np.nan))[part]
+                    values = values[~np.isnan(values)]
+                    cells.append(f"{values.mean():.6g}" if len(values) else "")
+                hours = run.hours[part[-1]]
+                hours = "" if np.isnan(hours) else f"{hours:.5g}"
+                writer.writerow([run.name, run.setting, run.seed, run.steps[part[-1]], hours, *cells])
+
+
+def curve(run: Run, tag: str, x: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where the scalar has values, (K,), and the values, (K,); x is steps, frames or hours."""
+    values = run.scalars.get(tag, np.full(len(run.steps), np.nan))
+    there = ~np.isnan(values)
+    return {"steps": run.steps, "frames": run.frames(), "hours": run.hours}[x][there], values[there]
+
+
+def mean_and_interval(curves: list[tuple[np.ndarray, np.ndarray]], points: int = 200) -> tuple[np.ndarray, ...]:
+    """Mean over runs and its bootstrap 95 % interval (percentiles of 2,000 resamples of the runs) on a common grid.
+
+    A run that ended before the longest one, because it had solved its task, keeps its last value; before its first
+    value a run counts as that.
+
+    Returns: x, mean, low, high, each (points,); low and high equal the mean where there is one run.
+    """
+    grid = np.linspace(min(x[0] for x, _ in curves), max(x[-1] for x, _ in curves), points)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves])  # (runs, points)
+    mean = values.mean(0)
+    if len(curves) < 2:
+        return grid, mean, mean, mean
+    interval = bootstrap(
+        (values,), np.mean, axis=0, vectorized=True, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return grid, mean, interval.low, interval.high
+
+
+def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -> None:
+    """A curve for each setting."""
+    settings = list(dict.fromkeys(run.setting for run in runs))
+    unit = 1 if x == "hours" else 1e6
+    for k, setting in enumerate(settings):
+        curves = [curve(run, tag, x) for run in runs if run.setting == setting]
+        curves = [(xs / unit, ys) for xs, ys in curves if len(xs)]
+        if not curves:
+            continue
+        grid, mean, low, high = mean_and_interval(curves)
+        label = f"{setting} ({len(curves)} {'seeds' if len(curves) > 1 else 'seed'})"
+        if every_seed or len(curves) == 1:
+            for j, (xs, ys) in enumerate(curves):
+                panel.plot(xs, ys, color=f"C{k}", linewidth=0.9, label=None if j else label)
+        else:
+            panel.plot(grid, mean, color=f"C{k}", linewidth=1.3, label=label)
+            panel.fill_between(grid, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+    panel.set(title=tag, xlabel=x if unit == 1 else f"million {x}")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
+    parser.add_argument("sources", nargs="+", type=pathlib.Path, help="folders of runs, or CSV files")
     parser.add_argument("--scalars", nargs="+", default=["charts/episodic_return"], help="one panel each")
+    parser.add_argument("--x", choices=["frames", "steps", "hours"], default="frames", help="what to draw over")
+    parser.add_argument("--every-seed", action="store_true", help="a line for each run in place of mean and interval")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the results, without its ending")
     args = parser.parse_args()
-    data = {run.name: read_scalars(run) for run in args.runs}
-    for run, scalars in data.items():
-        if not scalars:
-            parser.error(f"{run} holds no TensorBoard scalars")
-
-    tags = sorted({tag for scalars in data.values() for tag in scalars})
-    with open(args.out.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "step", *tags])
-        for run, scalars in data.items():
-            columns = {tag: dict(scalars.get(tag, [])) for tag in tags}
-            for step in sorted({step for column in columns.values() for step in column}):
-                cells = (columns[tag].get(step) for tag in tags)
-                writer.writerow([run, step, *("" if x is None else f"{x:.6g}" for x in cells)])
+    runs = []
+    for source in args.sources:
+        try:
+            runs += [from_folder(source)] if source.is_dir() else from_csv(source)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    there = {tag for run in runs for tag in run.scalars}
+    for tag in args.scalars:
+        if tag not in there:
+            parser.error(f"no run has {tag}; there are {', '.join(sorted(there))}")
+    if args.x == "hours" and any(np.isnan(run.hours).all() for run in runs):
+        parser.error("--x hours: some of the runs do not say how long they took")
+    name_settings([run for run in runs if run.flags])
+    if any(source.is_dir() for source in args.sources):
+        write_csv(runs, args.out.with_suffix(".csv"))
 
     columns = min(3, len(args.scalars))
     rows = -(-len(args.scalars) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows), squeeze=False)
+    size = (4.2 * columns, 2.9 * rows + 0.3)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for panel in panels.flat[len(args.scalars) :]:
         panel.set_visible(False)
     for panel, tag in zip(panels.flat, args.scalars, strict=False):
-        for run, scalars in data.items():
-            points = scalars.get(tag, [])
-            panel.plot([4 * step / 1e6 for step, _ in points], [value for _, value in points], label=run, linewidth=1)
-        panel.set(title=tag, xlabel="million frames")
-        panel.spines[["top", "right"]].set_visible(False)
-    if len(data) > 1:
-        panels.flat[0].legend(fontsize=6)
-    figure.tight_layout()
+        draw(panel, runs, tag, args.x, args.every_seed)
+    handles = {}
+    for panel in panels.flat:
+        handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", fontsize=7, frameon=False)
     figure.savefig(args.out.with_suffix(".png"), dpi=120)
-    print(f"{args.out.with_suffix('.csv')}, {args.out.with_suffix('.png')}")
+    print(args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

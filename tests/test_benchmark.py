@@ -1,0 +1,187 @@
+"""benchmark/plot.py and benchmark/sweep.py: the interval they draw, the tables they write, the runs they restart."""
+
+import csv
+import itertools
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from torch.utils.tensorboard import SummaryWriter
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import plot
+
+SWEEP = [sys.executable, str(ROOT / "benchmark" / "sweep.py")]
+
+
+def make_run(folder, values, flags=(), rate=10.0):
+    """A run's folder with charts/score at steps 100, 200, ... and its flags, as a script logs them."""
+    writer = SummaryWriter(str(folder))
+    for k, value in enumerate(values, 1):
+        writer.add_scalar("charts/score", value, 100 * k)
+        writer.add_scalar("charts/SPS", rate, 100 * k)
+        if k % 2 == 0:
+            writer.add_scalar("charts/episodic_return", k, 100 * k)
+    table = {"name": "value", "-": "-", **dict(flags)}
+    writer.add_text("hyperparameters", "\n".join(f"|{key}|{value}|" for key, value in table.items()), 0)
+    writer.close()
+    return folder
+
+
+def test_interval_equals_every_resample_of_three_runs():
+    """Of three runs there are 27 resamples: the interval is that of their means, to the sampling error of 2,000."""
+    x = np.array([0.0, 1.0])
+    curves = [(x, np.array([a, a])) for a in (1.0, 2.0, 6.0)]
+    grid, mean, low, high = plot.mean_and_interval(curves, points=3)
+    assert grid.tolist() == [0.0, 0.5, 1.0] and mean.tolist() == [3.0] * 3
+    means = sorted(np.mean(draw) for draw in itertools.product((1.0, 2.0, 6.0), repeat=3))
+    for bound, share in ((low, 0.025), (high, 0.975)):  # 1 of 27 is more than 2.5 %, so the bounds are the extremes
+        assert np.allclose(bound, np.quantile(means, share, method="inverted_cdf"))
+
+
+def test_curves_of_different_lengths_meet_on_one_grid():
+    """A run that was stopped when it had solved its task keeps its score; between points a straight line."""
+    short, long = (np.array([1.0, 2.0]), np.array([0.0, 1.0])), (np.array([0.0, 4.0]), np.array([0.0, 0.4]))
+    grid, mean, low, high = plot.mean_and_interval([short, long], points=5)
+    assert grid.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(mean, [(0 + 0) / 2, (0 + 0.1) / 2, (1 + 0.2) / 2, (1 + 0.3) / 2, (1 + 0.4) / 2])
+    assert (low <= mean).all() and (mean <= high).all()
+    one = plot.mean_and_interval([short], points=2)
+    assert [v.tolist() for v in one] == [[1, 2], [0, 1], [0, 1], [0, 1]]
+
+
+def test_table_of_runs_and_back(tmp_path):
+    folder = make_run(tmp_path / "Game-v5__ppo_rnd_atari__7__2026-01-02_03-04-05", [0.5, 1.5, 2.5, 3.5])
+    run = plot.from_folder(folder)
+    assert (run.setting, run.seed, run.steps.tolist()) == ("Game-v5, ppo_rnd_atari", 7, [100, 200, 300, 400])
+    assert run.frames().tolist() == [400, 800, 1200, 1600]
+    np.testing.assert_allclose(run.hours * 3600, [10, 20, 30, 40])
+    plot.write_csv([run], tmp_path / "all.csv")
+    (again,) = plot.from_csv(tmp_path / "all.csv")
+    for a, b in (
+        (run.steps, again.steps),
+        (run.hours, again.hours),
+        *((run.scalars[k], again.scalars[k]) for k in run.scalars),
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert (again.name, again.setting, again.seed) == (run.name, run.setting, 7)
+    x, y = plot.curve(again, "charts/episodic_return", "steps")
+    assert x.tolist() == [200, 400] and y.tolist() == [2, 4]  # only where there are values
+    plot.write_csv([run], tmp_path / "short.csv", points=2)
+    (short,) = plot.from_csv(tmp_path / "short.csv")
+    assert short.steps.tolist() == [200, 400] and short.scalars["charts/score"].tolist() == [1.0, 3.0]
+    assert short.scalars["charts/episodic_return"].tolist() == [2, 4]
+
+
+def test_settings_are_named_after_the_flags_that_differ(tmp_path):
+    stamp = "2026-01-02_03-04-0"
+    flags = [{"seed": 1, "lr": 0.1, "commit": "a"}, {"seed": 2, "lr": 0.1, "commit": "b"}, {"seed": 1, "lr": 0.2}]
+    runs = [
+        plot.from_folder(make_run(tmp_path / f"M__s__{f['seed']}__{stamp}{k}", [1], f)) for k, f in enumerate(flags)
+    ]
+    plot.name_settings(runs)
+    assert [run.setting for run in runs] == ["M, s, lr 0.1", "M, s, lr 0.1", "M, s, lr 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "No such file or directory: 'nowhere'"),
+        (["empty"], "empty holds no TensorBoard scalars"),
+        (["noise.csv"], "noise.csv is no table of runs"),
+        (["run", "--scalars", "charts/nothing"], "no run has charts/nothing; there are charts/SPS"),
+        (["timeless.csv", "--scalars", "a", "--x", "hours"], "--x hours: some of the runs do not say how long"),
+    ],
+)
+def test_bad_sources_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.csv").write_bytes(bytes(range(256)))
+    (tmp_path / "timeless.csv").write_text("run,step,a\nx,1,2\n")
+    make_run(tmp_path / "run", [1, 2])
+    monkeypatch.setattr(sys, "argv", ["plot.py", *flags, "--out", "figure"])
+    with pytest.raises(SystemExit) as stop:
+        plot.main()
+    assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+    assert not [*tmp_path.glob("figure*")]
+
+
+def test_plot_draws_runs_and_their_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / f"M__s__{seed}__2026-01-02_03-04-05", [seed, 2, 3]) for seed in (1, 2)]
+    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, runs), "--scalars", "charts/score", "--out", "a"])
+    plot.main()
+    monkeypatch.setattr(sys, "argv", ["plot.py", "a.csv", "--scalars", "charts/score", "--x", "hours", "--out", "b"])
+    plot.main()
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("a.png", "b.png"))
+    assert not (tmp_path / "b.csv").exists()
+
+
+# a script that logs four points, waits at the third until it is told to go on, and stops at a signal as ours do
+STUB = """
+import argparse, pathlib, signal, sys, time
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+p = argparse.ArgumentParser()
+for f in ("--seed", "--runs-dir", "--resume", "--add", "--break"): p.add_argument(f)
+a = p.parse_args()
+if getattr(a, "break"): sys.exit("error: broken on purpose")
+folder = pathlib.Path(a.resume).parent if a.resume else pathlib.Path(a.runs_dir) / f"M__s__{a.seed}__x"
+state = pathlib.Path(a.resume).read_text().split() if a.resume else [a.seed, a.add or 0, 0]
+seed, add, step = map(int, state)
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+writer = EventFileWriter(str(folder))
+while step < 4 and not stop:
+    if step == 2 and not pathlib.Path("go").exists(): time.sleep(0.05); continue
+    step += 1
+    value = Summary.Value(tag="charts/score", simple_value=seed + add + step)
+    writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+writer.close()
+(folder / "latest.pt").write_text(f"{seed} {add} {step}")
+print(f"score {seed + add + step}, steps {step}")
+sys.exit(143 if stop else 0)
+"""
+
+
+def test_sweep_goes_on_where_it_was_stopped_and_repeats_nothing(tmp_path):
+    (tmp_path / "stub.py").write_text(STUB)
+    command = [*SWEEP, "stub.py", "--out", "out", "--seeds", "1", "2", "--jobs", "2", "--settings", "", "--add 10"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    while len([*tmp_path.rglob("events.*")]) < 2:  # the first two runs are waiting in the middle
+        time.sleep(0.1)
+    time.sleep(1)
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 130 and "the same command again goes on" in out and not (tmp_path / "out.csv").exists()
+    assert sorted(p.read_text() for p in tmp_path.rglob("latest.pt")) == ["1 0 2", "1 10 2"]
+
+    (tmp_path / "go").touch()
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 0 and "out.csv: 4 of 4 runs" in second.stdout
+    runs = {(run.setting, run.seed): run for run in plot.from_csv(tmp_path / "out.csv")}
+    assert runs.keys() == {(s, seed) for s in ("default", "--add 10") for seed in (1, 2)}
+    for (setting, seed), run in runs.items():
+        assert run.scalars["charts/score"].tolist() == [seed + 10 * (setting != "default") + k for k in (1, 2, 3, 4)]
+
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("events.*")}
+    third = subprocess.run([*command, "--points", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert third.returncode == 0 and {p: p.stat().st_mtime_ns for p in tmp_path.rglob("events.*")} == times
+    assert len([*csv.reader((tmp_path / "out.csv").open())]) == 1 + 4 * 2
+
+
+def test_sweep_reports_what_failed_and_runs_the_rest(tmp_path):
+    (tmp_path / "stub.py").write_text(STUB)
+    (tmp_path / "go").touch()
+    settings = ["--settings", "--break 1", "--add 1"]
+    command = [*SWEEP, "stub.py", "--out", "out", "--seeds", "3", *settings, "--", "--seed", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "FAILED: error: broken on purpose" in done.stdout
+    assert [run.setting for run in plot.from_csv(tmp_path / "out.csv")] == ["--add 1"]
+    wrong = subprocess.run([*SWEEP, "none.py", "--out", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and "there is no none.py" in wrong.stderr
