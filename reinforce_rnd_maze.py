@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1",
+#   "matplotlib==3.11.2"
+# ]
+# ///
 """REINFORCE with Random Network Distillation (RND) in a maze, in one file. A tutorial: start here.
 
 Papers: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning;
