@@ -6,11 +6,13 @@ A random agent is put down in rooms of Montezuma's Revenge, by writing the room'
 each. From most of these visits the targets of snd_atari.py learn, with the script's own functions and without being
 told which room is which; on the others it is measured how well they tell the rooms apart, beside the same networks
 with their first, random weights. OUT.csv gets the numbers, OUT.png their course, OUT_embed.png what the targets of the
-first seed make of the same frames.
+first seed make of the same frames. What a target has come to is kept in --work-dir, so that the same command again goes
+on where it was stopped.
 """
 
 import argparse
 import csv
+import json
 import pathlib
 import sys
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1000, help="updates of each target")
     parser.add_argument("--batch", type=int, default=64, help="pairs in an update, for all presets the same")
     parser.add_argument("--steps", type=int, default=64, help="frames of a visit")
+    parser.add_argument("--work-dir", type=pathlib.Path, default="runs/rooms", help="where finished targets are kept")
     args = parser.parse_args()
 
     # the same frames for all: 4 visits to learn from and 3 to measure on
@@ -64,31 +67,44 @@ def main() -> None:
     episodes = np.repeat(np.arange(3), len(ROOMS))[None].repeat(len(measure), 0).flatten()
     valid = torch.ones(len(learn) - 1, learn.shape[1], dtype=torch.bool)
 
+    def learn_rooms(preset: str, seed: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
+        """The numbers over the updates, and the features of the frames to measure on, first and last, (K, 512)."""
+        flags = script.Args(preset=preset, **script.PRESETS[preset] | {"target_batch": args.batch})
+        torch.manual_seed(seed)
+        snd = script.SND(1, flags, CPU)
+        for frames in learn:
+            snd.obs_rms.update(frames, torch.ones(len(frames), dtype=torch.bool))
+        optimizer = torch.optim.Adam(snd.target_parameters(), lr=flags.learning_rate)
+        flat, lines, kept = learn.flatten(0, 1), [], []
+        for update in tqdm(range(args.updates + 1), desc=f"{preset}, seed {seed}"):
+            if update % max(1, args.updates // 10) == 0:
+                z = script.features(snd.target, measure, snd.obs_rms, flags.obs_norm).flatten(0, 1).double().numpy()
+                lines.append({"preset": preset, "seed": seed, "updates": update})
+                lines[-1] |= script.separability(z, rooms, episodes)
+                kept.append(z)
+            first, second, labels = script.draw_pairs(
+                valid, flags.target_batch, flags.pair, flags.target_loss == "contrastive"
+            )
+            first, second = (script.whiten(flat[x], snd.obs_rms, flags.obs_norm) for x in (first, second))
+            loss, _ = script.target_loss(snd, first, second, labels, flags)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return lines, kept[0], kept[-1]
+
     lines, shown = [], {}
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for preset in args.presets:
-            flags = script.Args(preset=preset, **script.PRESETS[preset] | {"target_batch": args.batch})
-            torch.manual_seed(seed)
-            snd = script.SND(1, flags, CPU)
-            for frames in learn:
-                snd.obs_rms.update(frames, torch.ones(len(frames), dtype=torch.bool))
-            optimizer = torch.optim.Adam(snd.target_parameters(), lr=flags.learning_rate)
-            flat = learn.flatten(0, 1)
-            for update in tqdm(range(args.updates + 1), desc=f"{preset}, seed {seed}"):
-                if update % max(1, args.updates // 10) == 0:
-                    z = script.features(snd.target, measure, snd.obs_rms, flags.obs_norm).flatten(0, 1).numpy()
-                    numbers = script.separability(z.astype(np.float64), rooms, episodes)
-                    lines.append({"preset": preset, "seed": seed, "updates": update, **numbers})
-                    if seed == args.seeds[0] and update in (0, args.updates):
-                        shown[f"{preset}, {'random' if update == 0 else f'{update} updates'}"] = z.astype(np.float64)
-                first, second, labels = script.draw_pairs(
-                    valid, flags.target_batch, flags.pair, flags.target_loss == "contrastive"
-                )
-                first, second = (script.whiten(flat[x], snd.obs_rms, flags.obs_norm) for x in (first, second))
-                loss, _ = script.target_loss(snd, first, second, labels, flags)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            path = args.work_dir / f"{preset}_seed{seed}_{args.updates}x{args.batch}_{args.steps}.npz"
+            if not path.exists():
+                mine, first, last = learn_rooms(preset, seed)
+                np.savez_compressed(path.with_suffix(".tmp.npz"), lines=json.dumps(mine), first=first, last=last)
+                path.with_suffix(".tmp.npz").rename(path)
+            with np.load(path) as saved:
+                lines += json.loads(str(saved["lines"]))
+                if seed == args.seeds[0]:
+                    shown |= {f"{preset}, random": saved["first"], f"{preset}, {args.updates} updates": saved["last"]}
             print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in lines[-1].items()))
 
     with open(args.out.with_suffix(".csv"), "w", newline="") as file:
