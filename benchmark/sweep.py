@@ -87,7 +87,8 @@ def main() -> int:
         parser.error("--jobs and --points must be at least 1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: what a shell starts with & ignores it
+        signal.signal(number, signal.default_int_handler)
     todo = {}  # (setting, seed) -> flags, folder
     for seed in args.seeds:
         for setting in args.settings:
