@@ -37,8 +37,8 @@ What makes it work (docs/results/README.md has runs with each part changed):
   3. Advantages as they are, as in the reference: in a large grid whole rollouts hold nothing new and no goal, and their
      noise, divided by its deviation (`--norm-adv`), would count as much as a goal does.
   4. A predictor that sees views whitened and learns from all of them: a bonus that falls while the policy looks on. It
-     sees codes as numbers; the policy sees planes of 0 and 1 (numbers, `--policy-obs codes`, are better
-     on one grid and worse on another).
+     sees codes as numbers; the policy sees planes of 0 and 1 (numbers, `--policy-obs codes`, are better on one grid and
+     worse on another).
   5. The stream of the bonus does not end with the episode (`--int-episodic` lets it, as MiniGrid codes do): reaching
      the goal then costs nothing, because the next episode is full of first visits.
 

@@ -973,6 +973,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             snd.obs_rms.update(obs[T, :, 3], torch.from_numpy(ok).to(device))
             bar.update(N)
             if stop.number:
+                bar.close()
                 print("stopped before training began: there is nothing to save")
                 return 128 + stop.number
         bar.close()
