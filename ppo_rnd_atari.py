@@ -609,7 +609,8 @@ class Progress(tqdm):
     def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
         self.terminal = sys.stderr.isatty()
         plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1} | ({} if self.terminal else plain)
+        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1, "smoothing": 0.02}
+        style |= {} if self.terminal else plain
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -810,7 +811,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             "targets": features(rnd.target, next_frames, rnd.obs_rms),  # with the new moments, as in the reference
         }  # each (T, N, ...)
         totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
-        for _ in range(args.update_epochs):
+        for epoch in range(args.update_epochs):
             for first in range(0, N, N // M):
                 # a minibatch is the rollout of N/M environments, in the same order in every epoch, as in the reference
                 batch = {key: x[:, first : first + N // M].flatten(0, 1) for key, x in rollout.items()}  # (B/M, ...)
@@ -844,6 +845,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 optimizer.step()
                 totals["predictor_loss"] += predictor_loss.detach()
                 totals["grad_norm"] += grad_norm
+                bar.update(B * (epoch * N + first) // (args.update_epochs * N) + iteration * B - bar.n)
         iteration += 1
 
         # log: means over the whole update, in one transfer from the device
@@ -871,7 +873,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         score = f"{np.mean(envs.recent):.1f}" if envs.recent else "none yet"
         rooms = f", rooms {len(envs.visited)} (best episode {envs.rooms_best})" if envs.room_byte is not None else ""
         bar.set_postfix_str(f"return {score}, r_int {scalars['rnd/intrinsic_reward']:.4f}{rooms}", refresh=False)
-        bar.update(B)
+        bar.update(iteration * B - bar.n)
 
         # save
         if time.time() - last_save >= 60 * args.checkpoint_interval:

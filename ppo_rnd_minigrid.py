@@ -732,7 +732,8 @@ class Progress(tqdm):
     def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
         self.terminal = sys.stderr.isatty()
         plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1} | ({} if self.terminal else plain)
+        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1, "smoothing": 0.02}
+        style |= {} if self.terminal else plain
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

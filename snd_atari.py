@@ -866,7 +866,8 @@ class Progress(tqdm):
     def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
         self.terminal = sys.stderr.isatty()
         plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1} | ({} if self.terminal else plain)
+        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1, "smoothing": 0.02}
+        style |= {} if self.terminal else plain
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -1125,6 +1126,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             optimizers["agent"].step()
             for key, value in metrics.items():
                 totals[key] += value.detach() / args.update_epochs
+            bar.update(B * update // (args.update_epochs * M) + iteration * B - bar.n)
         iteration += 1
 
         # log: means over the whole update, in one transfer from the device
@@ -1158,7 +1160,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         score = f"{np.mean(envs.recent):.1f}" if envs.recent else "none yet"
         rooms = f", rooms {len(envs.visited)} (best episode {envs.rooms_best})" if envs.room_byte is not None else ""
         bar.set_postfix_str(f"return {score}, r_int {scalars['rnd/intrinsic_reward']:.4f}{rooms}", refresh=False)
-        bar.update(B)
+        bar.update(iteration * B - bar.n)
 
         # save
         if time.time() - last_save >= 60 * args.checkpoint_interval:

@@ -1,6 +1,9 @@
 """Can ppo_rnd_atari.py solve in minutes, on a CPU, what it cannot solve without the bonus? A measurement and a figure.
 
     python benchmark/corridor.py --seeds 1 2 3 4 5 --out docs/results/corridor
+    python benchmark/corridor.py --script my_bonus.py --out runs/my_bonus --int-coefs 1 -- --obs-norm frozen
+
+The second line does so with a changed copy of the script; what stands after `--` are flags of that script.
 
 The script's own training function plays a corridor instead of an Atari game: five rooms of six cells, each room with a
 pattern of its own, shown as 84 x 84 frames through EnvPool's interface. Of six actions one goes right and one left. The
@@ -10,21 +13,22 @@ episode of 1,328,721. With `--int-coef 0` the same script is plain PPO. OUT.csv 
 
 import argparse
 import csv
+import importlib
 import pathlib
 import sys
 import tempfile
+import types
 
 import matplotlib
 import numpy as np
 import torch
+import tyro
 from plot import read_scalars
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import ppo_rnd_atari as script
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "ppo_rnd_atari.py"
 ROOMS, CELLS, LIMIT = 5, 6, 100
 
 
@@ -64,22 +68,17 @@ class Corridor:
         return self.obs.copy(), won.astype(np.float32), won, truncated, info
 
 
-def train(seed: int, int_coef: float, steps: int) -> dict[str, list[tuple[int, float]]]:
-    """Runs the script's training on corridors; returns its TensorBoard scalars."""
+def train(
+    seed: int, int_coef: float, steps: int, path: pathlib.Path = SCRIPT, flags: tuple[str, ...] = ()
+) -> dict[str, list[tuple[int, float]]]:
+    """Runs the training function of the script at `path` on corridors; returns its TensorBoard scalars."""
+    sys.path.insert(0, str(path.resolve().parent))
+    script: types.ModuleType = importlib.import_module(path.stem)
     script.envpool.make = lambda env_id, num_envs, **_: Corridor(num_envs)
     with tempfile.TemporaryDirectory() as folder:
-        args = script.Args(
-            seed=seed,
-            int_coef=int_coef,
-            total_timesteps=steps,
-            num_envs=16,
-            num_steps=64,
-            warmup_rollouts=5,
-            learning_rate=3e-4,
-            update_proportion=0.25,
-            runs_dir=folder,
-            checkpoint_interval=1e6,
-        )
+        small = "--num-envs 16 --num-steps 64 --warmup-rollouts 5 --learning-rate 3e-4 --update-proportion 0.25"
+        small += f" --seed {seed} --int-coef {int_coef} --total-timesteps {steps} --checkpoint-interval 1e6"
+        args = tyro.cli(script.Args, args=[*small.split(), "--runs-dir", folder, *flags])
         script.check_args(args)
         status = script.train(args, "MontezumaRevenge-v5", torch.device("cpu"), None, None)
         if status:
@@ -92,13 +91,17 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the results, without its ending")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--steps", type=int, default=30_720)
+    parser.add_argument("--int-coefs", type=float, nargs="+", default=[1.0, 0.0], help="0: without the bonus")
+    parser.add_argument("--script", type=pathlib.Path, default=SCRIPT, help="ppo_rnd_atari.py or a changed copy of it")
+    parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
     rows = []
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4))
     tags = ["charts/episodic_return", "rnd/rooms_visited", "rnd/intrinsic_reward"]
-    for int_coef, colour in ((1.0, "tab:blue"), (0.0, "tab:gray")):
+    for int_coef in args.int_coefs:
+        colour = "tab:blue" if int_coef else "tab:gray"
         for seed in args.seeds:
-            scalars = train(seed, int_coef, args.steps)
+            scalars = train(seed, int_coef, args.steps, args.script, args.flags)
             final = np.mean([value for _, value in scalars["charts/episodic_return"][-10:]])
             rooms = scalars["rnd/rooms_visited"][-1][1]
             print(f"int_coef {int_coef:g}, seed {seed}: success {final:.2f} in the end, {rooms:.0f} of {ROOMS} rooms")

@@ -1,12 +1,16 @@
-"""What all scripts have in common: their sections, and what they say they need."""
+"""What all scripts have in common: their sections, what they say they need, and what the documents say of them."""
 
 import ast
+import collections
 import importlib.metadata
+import importlib.util
 import re
+import subprocess
 import sys
 import tomllib
 
 import pytest
+import torch
 from conftest import ROOT
 
 SCRIPTS = sorted(ROOT.glob("*.py"))
@@ -48,3 +52,43 @@ def test_sections_have_the_same_titles_in_the_same_order(path):
     lines = path.read_text().splitlines()
     titles = [lines[k + 1].removeprefix("# ") for k in range(len(lines) - 2) if lines[k] == lines[k + 2] == rule]
     assert [title.replace("pictures", "video") for title in titles] == TITLES  # the maze makes pictures, no videos
+
+
+def test_the_readme_s_bonus_of_one_s_own(tmp_path):
+    """The change that the README shows applies to the script, counts as a dictionary does, trains and resumes."""
+    (change,) = re.findall(r"(?s)```diff\n(.*?)```", (ROOT / "README.md").read_text())
+    path = tmp_path / "my_bonus.py"
+    path.write_text((ROOT / "ppo_rnd_atari.py").read_text())
+    subprocess.run(["git", "apply", "-"], input=change, text=True, cwd=tmp_path, check=True)
+    spec = importlib.util.spec_from_file_location("my_bonus", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    torch.manual_seed(0)
+    rnd, seen = script.RND(3, torch.device("cpu")), collections.Counter()
+    pictures = torch.randint(0, 256, (6, 84, 84), dtype=torch.uint8)
+    rnd.obs_rms.update(pictures, torch.ones(6, dtype=torch.bool))
+    for _ in range(3):  # rollouts
+        chosen, valid = torch.randint(0, 6, (5, 3)), torch.rand(5, 3) < 0.8
+        codes = script.features(rnd.target, pictures[chosen], rnd.obs_rms)[..., :16]
+        keys = [[tuple((code > 0).tolist()) for code in row] for row in codes]
+        seen.update(keys[t][n] for t, n in valid.nonzero().tolist())
+        bonus = script.novelty(rnd, pictures[chosen], valid)
+        torch.testing.assert_close(bonus, torch.tensor([[max(1, seen[key]) ** -0.5 for key in row] for row in keys]))
+    assert 1 < len(seen) <= 6
+
+    small = ["--num-envs", "4", "--num-steps", "16", "--warmup-rollouts", "1", "--obs-norm", "frozen"]
+    runs = tmp_path / "runs"
+    for begin, total in ((lambda: small, "128"), (lambda: ["--resume", str(next(runs.iterdir()))], "192")):
+        command = [sys.executable, str(path), *begin(), "--total-timesteps", total]
+        out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert out.returncode == 0, out.stderr
+    state = torch.load(next(runs.rglob("latest.pt")), weights_only=True)
+    assert 150 < state["rnd"]["counts"].sum() <= 192
+
+
+def test_tests_that_the_documents_name_exist():
+    """What guards what: a test that is named in a document is there."""
+    there = set(re.findall(r"(?m)^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("*.py"))))
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        assert set(re.findall(r"`(test_\w+)`", path.read_text())) <= there, path
