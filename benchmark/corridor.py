@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 import torch
 import tyro
-from plot import read_scalars
+from plot import curve, draw_curves, from_folder
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -83,7 +83,8 @@ def train(
         status = script.train(args, "MontezumaRevenge-v5", torch.device("cpu"), None, None)
         if status:
             sys.exit(status)
-        return read_scalars(next(pathlib.Path(folder).iterdir()))
+        run = from_folder(next(pathlib.Path(folder).iterdir()))
+        return {tag: list(zip(*curve(run, tag, "steps"), strict=True)) for tag in run.scalars}
 
 
 def main() -> None:
@@ -99,7 +100,7 @@ def main() -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4))
     tags = ["charts/episodic_return", "rnd/rooms_visited", "rnd/intrinsic_reward"]
     for int_coef in args.int_coefs:
-        colour = "tab:blue" if int_coef else "tab:gray"
+        curves = {tag: [] for tag in tags}
         for seed in args.seeds:
             scalars = train(seed, int_coef, args.steps, args.script, args.flags)
             final = np.mean([value for _, value in scalars["charts/episodic_return"][-10:]])
@@ -107,10 +108,10 @@ def main() -> None:
             print(f"int_coef {int_coef:g}, seed {seed}: success {final:.2f} in the end, {rooms:.0f} of {ROOMS} rooms")
             for tag in tags:
                 rows.extend([int_coef, seed, tag, step, f"{value:.6g}"] for step, value in scalars[tag])
-            for panel, tag in zip(panels, tags, strict=True):
-                label = ("with the bonus" if int_coef else "without") if seed == args.seeds[0] else None
-                points = np.array(scalars[tag])
-                panel.plot(points[:, 0] / 1e3, points[:, 1], color=colour, linewidth=1, label=label)
+                curves[tag].append(np.array(scalars[tag]).T / [[1e3], [1]])
+        for panel, tag in zip(panels, tags, strict=True):
+            color, label = ("C0", "with the bonus") if int_coef else ("C7", "without")
+            draw_curves(panel, curves[tag], color, f"{label} ({len(args.seeds)} seeds)")
     titles = ["share of episodes that reach the end", "rooms visited", "intrinsic reward (normalised)"]
     for panel, title in zip(panels, titles, strict=True):
         panel.set(title=title, xlabel="thousand steps")

@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from plot import draw_curves  # noqa: E402
 
 NO_BONUS, TUNED, TUNED_16 = ["--int-coef", "0"], ["--preset", "tuned"], ["--preset", "tuned-16x16"]
 ROWS = {  # name -> (flags, how many seeds)
@@ -116,16 +117,15 @@ NOTEBOOK = {  # the notebook's own runs, one each: frames in millions and scores
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
-    """Score against frames, every seed, a panel for each size; dashed, the notebook's own runs."""
+    """Score against frames, mean and 95 % interval, a panel for each size; dashed, the notebook's own runs."""
     colors = {"notebook, RND": "C0", "notebook, A2C": "C1", "tuned, RND": "C2", "tuned, A2C": "C3"}
     handles: dict[str, plt.Artist] = {}
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
     for panel, size in zip(panels, ("5x5", "8x8", "16x16"), strict=True):
         for name, color in colors.items():
-            mine = [r for r in runs if r["row"] == f"{size} {name}"]
-            for k, one in enumerate(mine):
-                steps, scores = np.array([[float(x) for x in point.split(":")] for point in one["curve"].split()]).T
-                panel.plot(steps / 1e6, scores, color=color, linewidth=0.9, label=name if k == 0 else None)
+            mine = [r["curve"].split() for r in runs if r["row"] == f"{size} {name}"]
+            curves = [np.array([[float(x) for x in point.split(":")] for point in points]).T for points in mine]
+            draw_curves(panel, [(steps / 1e6, scores) for steps, scores in curves], color, name)
         for name, color in (("RND", "C0"), ("A2C", "C1")):
             if points := NOTEBOOK.get((size, name)):
                 panel.plot(*zip(*points, strict=True), "--", color=color, label=f"the notebook's run, {name}")

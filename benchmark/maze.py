@@ -28,6 +28,7 @@ import reinforce_rnd_maze as maze  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from plot import draw_curves  # noqa: E402
 
 PLAIN = ["--int-coef", "0", "--no-baseline", "--no-anneal"]
 NOTES = [*PLAIN, "--num-envs", "1", "--learning-rate", "1e-4", "--ent-coef", "0.1", "--ext-coef", "1"]
@@ -146,13 +147,13 @@ def print_table(runs: list[dict]) -> None:
 
 
 def draw(runs: list[dict], out: pathlib.Path) -> None:
-    """Learning curves of every seed for the three goals; and what standardised returns do to the first room."""
+    """Learning curves for the three goals, mean and 95 % interval; what standardised returns do to the first room."""
     figure, panels = plt.subplots(1, 3, figsize=(11, 3), sharey=True, layout="constrained")
     for panel, (goal, shortest) in zip(panels, (("9-1", 14), ("9-6", 23), ("9-9", 50)), strict=True):
         for name, color in (("with RND", "C0"), ("without", "C1")):
-            for k, one in enumerate(r for r in runs if r["row"] == f"{goal}, {name}"):
-                points = np.array([[float(x) for x in point.split(":")] for point in one["curve"].split()])
-                panel.plot(*points.T, color=color, linewidth=0.9, alpha=0.8, label=name if k == 0 else None)
+            mine = [r["curve"].split() for r in runs if r["row"] == f"{goal}, {name}"]
+            curves = [np.array([[float(x) for x in point.split(":")] for point in points]).T for points in mine]
+            draw_curves(panel, curves, color, f"{name} ({len(curves)} seeds)")
         panel.set(title=f"goal {goal}, {shortest} steps away", xlabel="episodes", ylim=(-0.03, 1.03))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("success, last 100 episodes")

@@ -28,6 +28,7 @@ SCRIPT = ROOT / "ppo_rnd_minigrid.py"
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from plot import draw_curves  # noqa: E402
 
 
 def multiroom(rooms: int, size: int) -> str:
@@ -132,7 +133,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
-    """Score against frames, every seed, a panel for each environment."""
+    """Score against frames, mean and 95 % interval over seeds, a panel for each environment."""
     names = [name for name in ENVIRONMENTS if any(r["row"].startswith(f"{name},") for r in runs)]
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
@@ -144,13 +145,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     for panel, name in zip(panels.flat, names, strict=False):
         mine = [r for r in runs if r["row"].startswith(f"{name},")]
         for k, variant in enumerate(variants):
-            of_variant = [r for r in mine if r["row"] == f"{name}, {variant}"]
-            for j, one in enumerate(r for r in of_variant if r["curve"]):
-                points = np.array([[float(x) for x in point.split(":")] for point in one["curve"].split()])
-                label = variant if j == 0 else None
-                panel.plot(points[:, 0] / 1e6, points[:, 1], color=f"C{k}", linewidth=0.9, label=label)
-                if one["solved_at"]:
-                    panel.plot(points[-1, 0] / 1e6, points[-1, 1], ".", color=f"C{k}")
+            points = [r["curve"].split() for r in mine if r["row"] == f"{name}, {variant}" and r["curve"]]
+            curves = [np.array([[float(x) for x in point.split(":")] for point in one]).T for one in points]
+            draw_curves(panel, [(steps / 1e6, scores) for steps, scores in curves], f"C{k}", variant)
         panel.axhline(ENVIRONMENTS[name][1], color="0.8", linewidth=0.8, zorder=0)
         panel.set(title=name, xlabel="million frames", ylim=(-0.03, 1.03))
         panel.set_xlim(left=0)

@@ -156,23 +156,27 @@ def mean_and_interval(curves: list[tuple[np.ndarray, np.ndarray]], points: int =
     return grid, mean, interval.low, interval.high
 
 
+def draw_curves(
+    panel: plt.Axes, curves: list[tuple[np.ndarray, np.ndarray]], color: str, label: str, every_seed: bool = False
+) -> None:
+    """Curves (K,), (K,) of runs that differ in the seed: their mean and its interval; or each of them."""
+    if every_seed or len(curves) == 1:
+        for k, (xs, ys) in enumerate(curves):
+            panel.plot(xs, ys, color=color, linewidth=0.9, label=None if k else label)
+    elif curves:
+        grid, mean, low, high = mean_and_interval(curves)
+        panel.plot(grid, mean, color=color, linewidth=1.3, label=label)
+        panel.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
+
+
 def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -> None:
     """A curve for each setting."""
-    settings = list(dict.fromkeys(run.setting for run in runs))
     unit = 1 if x == "hours" else 1e6
-    for k, setting in enumerate(settings):
+    for k, setting in enumerate(dict.fromkeys(run.setting for run in runs)):
         curves = [curve(run, tag, x) for run in runs if run.setting == setting]
         curves = [(xs / unit, ys) for xs, ys in curves if len(xs)]
-        if not curves:
-            continue
-        grid, mean, low, high = mean_and_interval(curves)
         label = f"{setting} ({len(curves)} {'seeds' if len(curves) > 1 else 'seed'})"
-        if every_seed or len(curves) == 1:
-            for j, (xs, ys) in enumerate(curves):
-                panel.plot(xs, ys, color=f"C{k}", linewidth=0.9, label=None if j else label)
-        else:
-            panel.plot(grid, mean, color=f"C{k}", linewidth=1.3, label=label)
-            panel.fill_between(grid, low, high, color=f"C{k}", alpha=0.2, linewidth=0)
+        draw_curves(panel, curves, f"C{k}", label, every_seed)
     panel.set(title=tag, xlabel=x if unit == 1 else f"million {x}")
     panel.spines[["top", "right"]].set_visible(False)
 

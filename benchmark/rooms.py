@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import snd_atari as script
+from plot import draw_curves
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -119,12 +120,9 @@ def main() -> None:
     }
     for panel, (key, title) in zip(panels, titles.items(), strict=True):
         for k, preset in enumerate(args.presets):
-            for j, seed in enumerate(args.seeds):
-                mine = [line for line in lines if line["preset"] == preset and line["seed"] == seed]
-                label = preset if j == 0 else None
-                panel.plot(
-                    [x["updates"] for x in mine], [x[key] for x in mine], color=f"C{k}", linewidth=1, label=label
-                )
+            mine = [[line for line in lines if line["preset"] == preset and line["seed"] == s] for s in args.seeds]
+            curves = [(np.array([x["updates"] for x in one]), np.array([x[key] for x in one])) for one in mine]
+            draw_curves(panel, curves, f"C{k}", f"{preset} ({len(curves)} seeds)")
         panel.set(title=title, xlabel="updates of the target (0: random)")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
