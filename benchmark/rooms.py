@@ -22,8 +22,9 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import snd_atari as script
 from plot import draw_curves
+
+import snd_atari as script
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
