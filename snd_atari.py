@@ -944,8 +944,10 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     run_dir, writer = open_run(args, env_id, path, iteration * B)
 
     # what is about to happen
-    memory = 1.0e9 + 1.05 * (T + 1) * N * 4 * 96 * 96 + B * 8000 + B / M * 900e3 + args.target_batch * 900e3
     networks = {"agent": agent, "predictor": snd.predictor, "target": snd.target}
+    memory = 1.0e9 + 1.05 * (T + 1) * N * 4 * 96 * 96 + B * 8000 + B / M * 900e3 + args.target_batch * 900e3
+    memory += 28 * sum(p.numel() for network in networks.values() for p in network.parameters())  # with Adam's, saved
+    memory += (args.target_loss == "stdim") * 8 * 144 * 4 * args.target_batch**2  # logits of all pairs at all places
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
     print(f"environment  {env_id} x {N}, sticky actions {args.sticky_actions}, {envs.num_actions} actions")
