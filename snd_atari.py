@@ -39,8 +39,9 @@ Four commands, to train, to resume, to evaluate and to look at what the target h
 What to expect: the four finished runs of this setting, 128 million steps (512 million frames) each, reached 33,172,
 22,310, 9,212 and 5,998 at their best (a running mean of one environment's scores; the author's logs). r_int falls to
 some 0.002 in the first million steps and comes back, 0.05 at 5 million: a run that looks dead at 1 million is normal.
-Before 15 million steps scores do not tell SND from RND; rooms and features have to. This script has not been trained to
-any score yet.
+Before 15 million steps scores do not tell SND from RND; rooms and features have to. With this script the first 0.13
+million steps agree with the author's log in r_int and in all three losses (docs/results); no more has been run yet. A
+step costs 5.6 times one of ppo_rnd_atari.py, and takes 3 GB: this is for a GPU.
 """
 
 import collections
