@@ -69,6 +69,7 @@ import gymnasium as gym
 import imageio
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from envpool.atari.registration import atari_game_list
@@ -81,6 +82,10 @@ if platform.libc_ver()[0] == "glibc":
     # makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
     for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
         ctypes.CDLL("libc.so.6").mallopt(option, value)
+
+# torchrun starts several of these processes, the ranks, on one machine or on several; without it there is one, rank 0.
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ class Args:
 
     # environment
     env_id: str = "MontezumaRevenge"  # the game; MontezumaRevenge-v5 and ALE/MontezumaRevenge-v5 mean the same
-    num_envs: Int = 128  # parallel environments, N
+    num_envs: Int = 128  # parallel environments, N; under torchrun, of each rank
     sticky_actions: float = 0.25  # probability that an emulator frame repeats the action before
     max_episode_steps: Int = 4500  # steps after which an episode is cut; 4 frames a step
     episodic_life: bool = False  # a lost life ends the episode, as far as learning is concerned
@@ -264,6 +269,60 @@ def resolve_device(name: str) -> torch.device:
     if not there[name]:
         raise UserError(f"--device {name}: this machine or this build of PyTorch has none")
     return torch.device(name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranks
+# ----------------------------------------------------------------------------------------------------------------------
+# Each rank has its own environments and everything else of this script. In common, so that N environments on each of R
+# ranks learn as R * N on one: the first weights, the gradients, all moments, and the decision to stop.
+
+
+def join_ranks(device: torch.device) -> torch.device:
+    """Gives this rank its share of the machine's cores and its GPU, and meets the others. Returns the device."""
+    if RANKS == 1:
+        return device
+    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < LOCAL_RANKS):
+        raise UserError(f"torchrun with {LOCAL_RANKS} ranks on a machine needs as many CUDA GPUs, or --device cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", LOCAL_RANK)
+        torch.cuda.set_device(device)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        share = max(1, len(cores) // LOCAL_RANKS)
+        first = LOCAL_RANK * share % len(cores)
+        os.sched_setaffinity(0, cores[first : first + share])
+        torch.set_num_threads(share)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def all_objects(own: object) -> list:
+    """What each rank has, in the order of the ranks; the same list on all of them."""
+    objects = [own] * RANKS
+    if RANKS > 1:
+        dist.all_gather_object(objects, own)
+    return objects
+
+
+def all_tensors(*own: Tensor) -> list[tuple[Tensor, ...]]:
+    """The same for a few tensors of one type, whose shapes are the same on all ranks."""
+    if RANKS == 1:
+        return [own]
+    flat = torch.cat([x.flatten() for x in own])
+    rows = [torch.empty_like(flat) for _ in range(RANKS)]
+    dist.all_gather(rows, flat)
+    sizes = [x.numel() for x in own]
+    return [tuple(part.view_as(x) for part, x in zip(row.split(sizes), own, strict=True)) for row in rows]
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Puts the mean over the ranks in place of each gradient; one message for all of them."""
+    if RANKS > 1:
+        flat = torch.cat([p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.div_(RANKS).split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(part.view_as(p))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -519,18 +578,19 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count."""
+        """Takes in batch (B, *shape) of each rank, of which only the rows with valid (B,) True count."""
         batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
         count = weight.sum()
         share = weight / count.clamp(min=1)
         mean = torch.tensordot(share, batch, 1)
-        var = torch.tensordot(share, (batch - mean).square_(), 1)
-        total = self.count + count
-        delta = mean - self.mean
-        m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
-        self.mean += delta * count / total
-        self.var.copy_(m2 / total)
-        self.count.copy_(total)
+        own = mean, torch.tensordot(share, (batch - mean).square_(), 1), count
+        for mean, var, count in all_tensors(*own):  # in the same order on all ranks: the same bits
+            total = self.count + count
+            delta = mean - self.mean
+            m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
+            self.mean += delta * count / total
+            self.var.copy_(m2 / total)
+            self.count.copy_(total)
 
 
 def whiten(frames: Tensor, obs_rms: RunningMoments, obs_norm: str) -> Tensor:
@@ -883,7 +943,10 @@ class Progress(tqdm):
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once."""
+    """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once.
+
+    torchrun passes on what its workers have got already, and kills them itself after 30 seconds.
+    """
 
     def __init__(self):
         self.number = 0
@@ -891,9 +954,15 @@ class StopSignal:
             signal.signal(number, self.receive)
 
     def receive(self, number: int, _frame: object) -> None:
+        if RANKS == 1:
+            signal.signal(number, signal.SIG_DFL)
+        if not self.number:
+            print("\nstopping when the learner can be saved; once more: at once", flush=True)
         self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        print("\nstopping when the learner can be saved; once more: at once", flush=True)
+
+    def agreed(self) -> int:
+        """The number, if any rank has got a signal; the same on all ranks."""
+        return max(int(number) for (number,) in all_tensors(torch.tensor([self.number])))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -905,18 +974,19 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     """Trains to the end, until a signal, or on from the checkpoint `saved` of file `path`. Returns the exit status."""
     T, N, M = args.num_steps, args.num_envs, args.num_minibatches
     B = T * N  # environment steps in a rollout
-    num_iterations = args.total_timesteps // B
-    iteration = saved["iteration"] if saved else 0
+    S = B * RANKS  # environment steps in an iteration, of all ranks
+    num_iterations = args.total_timesteps // S
+    iteration = saved["rollouts"] // RANKS if saved else 0
     if iteration >= num_iterations:
-        raise UserError(f"{path} has all of its {iteration * B:,} steps; ask for more with --total-timesteps")
-    update_proportion = args.update_proportion or min(1.0, 32 / N)
+        raise UserError(f"{path} has all of its {iteration * S:,} steps; ask for more with --total-timesteps")
+    update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
     stop = StopSignal()
 
     # environments, networks, optimiser
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    seeds = np.random.SeedSequence((args.seed, iteration)).generate_state(N) >> 1  # other episodes after a resume
-    envs = AtariEnvs(env_id, N, seeds.tolist(), args)
+    seeds = np.random.SeedSequence((args.seed, iteration)).generate_state(N * RANKS) >> 1  # others after a resume
+    envs = AtariEnvs(env_id, N, seeds[N * RANK : N * (RANK + 1)].tolist(), args)
     agent = Agent(envs.num_actions, 3 if args.entropy_coef_episodic else 2, args.policy_net, args.critic_init)
     agent.to(device, memory_format=torch.channels_last)
     snd = SND(N, args, device).to(memory_format=torch.channels_last)
@@ -929,12 +999,19 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     }
     learner = {"agent": agent, "snd": snd} | {f"{key}_optimizer": x for key, x in optimizers.items()}
     best_score, seconds_before = float("-inf"), 0.0
+    if RANKS > 1:  # the same weights, the target's too; other actions
+        for x in (*agent.state_dict().values(), *snd.state_dict().values()):
+            dist.broadcast(x, 0)
+        torch.manual_seed(int(np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(1)[0]))
     if saved:
+        filtered = saved["snd"]["filtered"]  # (N,) of each rank that there was
+        saved["snd"]["filtered"] = filtered[torch.arange(N * RANK, N * (RANK + 1)) % len(filtered)]
         for name, part in learner.items():
             load_state(part, saved[name], path)
-        torch.set_rng_state(saved["rng_cpu"])
-        if device.type == "cuda" and saved["rng_device"] is not None:
-            torch.cuda.set_rng_state(saved["rng_device"])
+        if len(saved["rng_cpu"]) > RANK:  # a rank that there was
+            torch.set_rng_state(saved["rng_cpu"][RANK])
+            if device.type == "cuda" and saved["rng_device"][RANK] is not None:
+                torch.cuda.set_rng_state(saved["rng_device"][RANK])
         envs.recent.extend(saved["recent"])
         envs.visited, envs.rooms_best = set(saved["visited"]), saved["rooms_best"]
         envs.images = envs.images if saved["images"] is None else [*saved["images"].numpy()]
@@ -942,7 +1019,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     if args.compile:
         for network in (agent, snd.predictor, snd.target):
             network.compile()
-    run_dir, writer = open_run(args, env_id, path, iteration * B)
+    run_dir, writer = open_run(args, env_id, path, iteration * S) if RANK == 0 else (None, None)
+    run_dir = all_objects(run_dir)[0]
 
     # what is about to happen
     networks = {"agent": agent, "predictor": snd.predictor, "target": snd.target}
@@ -951,11 +1029,12 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     memory += (args.target_loss == "stdim") * 8 * 144 * 4 * args.target_batch**2  # logits of all pairs at all places
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
-    print(f"environment  {env_id} x {N}, sticky actions {args.sticky_actions}, {envs.num_actions} actions")
+    ranks = f" on each of {RANKS} ranks" if RANKS > 1 else ""
+    print(f"environment  {env_id} x {N}{ranks}, sticky actions {args.sticky_actions}, {envs.num_actions} actions")
     print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
     print(f"preset       {args.preset}, target loss {args.target_loss}")
-    print(f"memory       about {memory / 1e9:.1f} GB")
-    print(f"steps        {num_iterations * B:,} in {num_iterations:,} rollouts of {T} x {N}; 4 frames a step")
+    print(f"memory       about {memory / 1e9:.1f} GB{ranks}")
+    print(f"steps        {num_iterations * S:,} in {num_iterations:,} rollouts of {T} x {N * RANKS}; 4 frames a step")
     print(f"folder       {run_dir}", flush=True)
 
     # storage of one rollout
@@ -970,16 +1049,17 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
 
     # warm up: a random agent gives the moments of the frames something to start from
     if not saved:
-        bar = Progress(args.warmup_rollouts * B, 0, "random agent")
-        for _ in range(args.warmup_rollouts * T):
+        num_steps = -(-args.warmup_rollouts * T // RANKS)  # the ranks share them
+        bar = Progress(num_steps * N * RANKS, 0, "random agent")
+        for _ in range(num_steps):
             next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
             obs[T].copy_(torch.from_numpy(next_obs))
             snd.obs_rms.update(obs[T, :, 3], torch.from_numpy(ok).to(device))
-            bar.update(N)
-            if stop.number:
+            bar.update(N * RANKS)
+            if stopped := stop.agreed():
                 bar.close()
                 print("stopped before training began: there is nothing to save")
-                return 128 + stop.number
+                return 128 + stopped
         bar.close()
         envs.clear_statistics()
     announced = set(envs.visited)
@@ -992,15 +1072,19 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     def save() -> None:
         """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
         nonlocal best_score
+        rng = torch.get_rng_state(), torch.cuda.get_rng_state() if device.type == "cuda" else None
+        of_ranks = all_objects((*rng, snd.filtered.cpu()))
+        if RANK:
+            return
         score = float(np.mean(envs.recent)) if envs.recent else float("-inf")
         is_best, best_score = score > best_score, max(score, best_score)
         state = {name: part.state_dict() for name, part in learner.items()} | {
             "script": SCRIPT,
             "args": {**vars(args), "resume": None},
             "identity": {"env_id": env_id, "preset": args.preset, "num_envs": N, "num_steps": T},
-            "iteration": iteration,
-            "rng_cpu": torch.get_rng_state(),
-            "rng_device": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+            "rollouts": iteration * RANKS,
+            "rng_cpu": [own[0] for own in of_ranks],
+            "rng_device": [own[1] for own in of_ranks],
             "recent": list(envs.recent),
             "visited": sorted(envs.visited),
             "rooms_best": envs.rooms_best,
@@ -1008,13 +1092,15 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             "best_score": best_score,
             "seconds": seconds_before + time.time() - start_time,
         }
+        state["snd"]["filtered"] = torch.cat([own[2] for own in of_ranks])
         save_checkpoint(run_dir / "latest.pt", state)
         if is_best:
             save_checkpoint(run_dir / "best.pt", state)
 
     start_time = last_save = time.time()
-    bar = Progress(num_iterations * B, iteration * B)
-    while iteration < num_iterations and not stop.number:
+    bar = Progress(num_iterations * S, iteration * S)
+    stopped = 0
+    while iteration < num_iterations and not (stopped := stop.agreed()):
         iteration_start = time.time()
         if args.anneal_lr:
             optimizers["agent"].param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
@@ -1030,11 +1116,11 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             next_obs, host_rewards[t], host_dones[t], host_valid[t] = envs.step(actions[t].cpu().numpy())
             obs[t + 1].copy_(torch.from_numpy(next_obs))
             for room in sorted(envs.visited - announced):
-                bar.say(f"room {room} seen for the first time, at step {iteration * B + (t + 1) * N:,}")
+                bar.say(f"room {room} seen for the first time, at step {iteration * S + (t + 1) * N * RANKS:,}")
                 announced.add(room)
-            if stop.number:
+            if stopped := stop.agreed():
                 break
-        if stop.number:  # what there is of the rollout is dropped; the learner stands where the last one left it
+        if stopped:  # what there is of the rollout is dropped; the learner stands where the last one left it
             break
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             values[T] = agent(obs[T])[1]
@@ -1099,6 +1185,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                     loss, magnitude = target_loss(snd, first, second, pairs[2], args)
                     optimizers["target"].zero_grad()
                     loss.backward()
+                    average_gradients([*snd.target_parameters()])
                     optimizers["target"].step()
                     totals["target_loss"] += loss.detach() / args.rnd_epochs
                     totals["magnitude"] += magnitude / args.rnd_epochs
@@ -1112,6 +1199,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 loss = predictor_loss(predicted, targets, update_proportion, args.predictor_mask)
                 optimizers["predictor"].zero_grad()
                 loss.backward()
+                average_gradients([*snd.predictor.parameters()])
                 optimizers["predictor"].step()
                 totals["predictor_loss"] += loss.detach() / args.rnd_epochs
 
@@ -1123,13 +1211,14 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             loss, metrics = ppo_loss(logits, new_values, batch, args)
             optimizers["agent"].zero_grad()
             loss.backward()
+            average_gradients([*agent.parameters()])
             metrics["grad_norm"] = nn.utils.get_total_norm([p.grad for p in agent.parameters()])
             if args.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(agent.parameters(), args.max_grad_norm, metrics["grad_norm"])
             optimizers["agent"].step()
             for key, value in metrics.items():
                 totals[key] += value.detach() / args.update_epochs
-            bar.update(B * update // (args.update_epochs * M) + iteration * B - bar.n)
+            bar.update(S * update // (args.update_epochs * M) + iteration * S - bar.n)
         iteration += 1
 
         # log: means over the whole update, in one transfer from the device
@@ -1143,42 +1232,52 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             scalars["rnd/intrinsic_return_std"] = snd.return_rms.var.sqrt().float()
         if args.entropy_coef_episodic:
             scalars["rnd/spread"] = masked_mean(spread, valid)
-        scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
+        means = sum(own for (own,) in all_tensors(torch.stack([*scalars.values()]))) / RANKS
+        scalars = dict(zip(scalars, means.tolist(), strict=True))
         for key, value in scalars.items():
             if not np.isfinite(value) and "explained_variance" not in key:  # which is NaN while all returns are equal
                 good = run_dir / "latest.pt"
                 where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {iteration * B:,}: stopped; {where}")
-        if envs.episodes:
-            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(envs.episodes, axis=0)
+                raise RunError(f"{key} is {value} at step {iteration * S:,}: stopped; {where}")
+        due = time.time() - last_save >= 60 * args.checkpoint_interval
+        of_ranks = all_objects((envs.episodes, envs.visited, envs.rooms_best, due))
+        episodes = [episode for own in of_ranks for episode in own[0]]
+        envs.recent.extend(episode[0] for own in of_ranks[1:] for episode in own[0])  # for the log, on rank 0
+        envs.visited, envs.rooms_best = set().union(*(own[1] for own in of_ranks)), max(own[2] for own in of_ranks)
+        if episodes:
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
             envs.episodes.clear()
         if envs.room_byte is not None:
             scalars["rnd/rooms_visited"], scalars["rnd/rooms_best_episode"] = len(envs.visited), envs.rooms_best
         if envs.images is not None:
             scalars["rnd/rooms_by_image"] = len(envs.images)
-        scalars["charts/SPS"] = B / (time.time() - iteration_start)
+        scalars["charts/SPS"] = S / (time.time() - iteration_start)
         scalars["charts/learning_rate"] = optimizers["agent"].param_groups[0]["lr"]
         for key, value in scalars.items():
-            writer.add_scalar(key, value, iteration * B)
+            if RANK == 0:
+                writer.add_scalar(key, value, iteration * S)
         score = f"{np.mean(envs.recent):.1f}" if envs.recent else "none yet"
         rooms = f", rooms {len(envs.visited)} (best episode {envs.rooms_best})" if envs.room_byte is not None else ""
         bar.set_postfix_str(f"return {score}, r_int {scalars['rnd/intrinsic_reward']:.4f}{rooms}", refresh=False)
-        bar.update(iteration * B - bar.n)
+        bar.update(iteration * S - bar.n)
 
         # save
-        if time.time() - last_save >= 60 * args.checkpoint_interval:
+        if of_ranks[0][-1]:  # when rank 0 says so
             save()
             last_save = time.time()
 
     save()
     bar.close()
-    writer.close()
+    if RANK == 0:
+        writer.close()
     score = f"{np.mean(envs.recent):.1f} over the last {len(envs.recent)} episodes" if envs.recent else "none yet"
     took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
-    print(f"score {score}, steps {iteration * B:,}, time {took}, folder {run_dir}")
-    if stop.number:
+    print(f"score {score}, steps {iteration * S:,}, time {took}, folder {run_dir}")
+    if RANKS > 1:
+        dist.destroy_process_group()
+    if stopped:
         print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
-        return 128 + stop.number
+        return 128 + stopped
     return 0
 
 
@@ -1209,7 +1308,7 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
     heads = 3 if args.entropy_coef_episodic else 2
     agent = Agent(env.action_space.n, heads, args.policy_net, args.critic_init).to(device)
     load_state(agent, saved["agent"], path)
-    print(f"{path}, step {saved['iteration'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
+    print(f"{path}, step {saved['rollouts'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
     returns, rooms = [], []
     for episode in tqdm(range(args.eval_episodes), unit="episode", disable=not sys.stderr.isatty()):
         video = path.parent / "videos" / f"{env_id}_{path.stem}_episode{episode}.mp4"
@@ -1327,7 +1426,7 @@ def embed(args: Args, env_id: str, device: torch.device, path: pathlib.Path, sav
     for run, state in [*checkpoints, (None, checkpoints[0][1])]:
         own = Args(**state["args"])
         torch.manual_seed(own.seed)
-        snd = SND(own.num_envs, own, device)
+        snd = SND(len(state["snd"]["filtered"]), own, device)
         random_target = {key: value.clone() for key, value in snd.target.state_dict().items()}
         load_state(snd, state["snd"], run or path)
         if run is None:  # one like the first run's that has not learned
@@ -1351,6 +1450,8 @@ def embed(args: Args, env_id: str, device: torch.device, path: pathlib.Path, sav
 
 def main() -> int:
     """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
+    if RANK:  # what all ranks would say alike is said by the first
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     args = tyro.cli(Args, description=__doc__)
     try:
         path, saved = None, None
@@ -1374,7 +1475,7 @@ def main() -> int:
         if args.embed:
             embed(args, env_id, device, path, saved)
             return 0
-        return train(args, env_id, device, path, saved)
+        return train(args, env_id, join_ranks(device), path, saved)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -1382,6 +1483,12 @@ def main() -> int:
         return 130
     except (RunError, OSError, torch.OutOfMemoryError) as error:
         print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # in a collective operation
+        if RANKS == 1:
+            raise
+        line = f"error: rank {RANK} of {RANKS} has lost the others: {str(error).splitlines()[0]}"
+        print(line + "; what was saved before is whole", file=sys.__stderr__)
         return 1
 
 

@@ -978,7 +978,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, status):
     assert process.returncode == status and "Traceback" not in err
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert f"--resume runs/{run_dir.name}" in out.splitlines()[-1]
-    iteration = torch.load(run_dir / "latest.pt", weights_only=True)["iteration"]
+    iteration = torch.load(run_dir / "latest.pt", weights_only=True)["rollouts"]
     assert iteration >= 1
     more = run_script("ppo_rnd_atari.py", "--resume", run_dir, "--total-timesteps", (iteration + 2) * 64, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
@@ -1004,7 +1004,7 @@ def kill_and_resume(tmp_path: pathlib.Path, times: int) -> None:
         process.kill()
         process.wait()
         (path,) = tmp_path.glob("runs/*/latest.pt")
-        iteration = script.load_checkpoint("--resume", str(path))[1]["iteration"]
+        iteration = script.load_checkpoint("--resume", str(path))[1]["rollouts"]
         assert iteration > before
         before = iteration
         flags = ["--resume", path.parent]

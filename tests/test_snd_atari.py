@@ -956,7 +956,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130 and "Traceback" not in err
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert f"--resume runs/{run_dir.name}" in out.splitlines()[-1]
-    assert torch.load(run_dir / "latest.pt", weights_only=True)["iteration"] >= 1
+    assert torch.load(run_dir / "latest.pt", weights_only=True)["rollouts"] >= 1
 
 
 def test_embed_shows_every_model_the_same_frames(fake_pool, tmp_path, monkeypatch):

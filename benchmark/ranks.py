@@ -1,0 +1,75 @@
+"""What the ranks of a distributed run spend on each other: transfers, and waiting for the slowest.
+
+    torchrun --nproc-per-node 2 benchmark/ranks.py --script ppo_rnd_atari.py --device cpu --warmup-rollouts 1
+
+Runs a script with its own flags for two iterations, of which the first is not counted. Before each collective
+operation the ranks meet, so that waiting and transfer can be told apart; rank 0 prints both as shares of the iteration.
+"""
+
+import argparse
+import importlib
+import pathlib
+import sys
+import tempfile
+import time
+
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+
+KINDS = {"all_reduce": "gradients", "all_gather": "moments, signals, averages", "all_gather_object": "episodes"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--script", type=pathlib.Path, default=pathlib.Path("ppo_rnd_atari.py"))
+    own, flags = parser.parse_known_args()  # all others are flags of the script
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    script = importlib.import_module(own.script.stem)
+    args = tyro.cli(script.Args, args=flags)
+    args.total_timesteps = 2 * args.num_envs * args.num_steps * script.RANKS
+    seconds: dict[str, float] = {"waiting": 0.0} | dict.fromkeys(KINDS.values(), 0.0)
+    calls = dict.fromkeys(KINDS.values(), 0)
+    marks = []
+    barrier = script.dist.barrier
+
+    def measured(function, kind):
+        def call(*a, **k):
+            start = time.perf_counter()
+            barrier()
+            met = time.perf_counter()
+            function(*a, **k)
+            seconds["waiting"] += met - start
+            seconds[kind] += time.perf_counter() - met
+            calls[kind] += 1
+
+        return call
+
+    for name, kind in KINDS.items():
+        setattr(script.dist, name, measured(getattr(script.dist, name), kind))
+    add_scalar = SummaryWriter.add_scalar
+
+    def note(self, tag, *a, **k):
+        add_scalar(self, tag, *a, **k)
+        if tag == "charts/SPS":  # once an iteration, on rank 0
+            marks.append((time.perf_counter(), dict(seconds), dict(calls)))
+
+    SummaryWriter.add_scalar = note
+    device = script.join_ranks(script.resolve_device(args.device))
+    if script.RANK:
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+    with tempfile.TemporaryDirectory() as folder:
+        args.runs_dir = folder
+        status = script.train(args, script.resolve_env_id(args.env_id), device, None, None)
+    if script.RANK == 0 and not status:
+        (first, before, calls_before), (last, after, calls_after) = marks
+        total = last - first
+        print(f"an iteration of {args.num_steps} x {args.num_envs} on each of {script.RANKS} ranks: {total:.2f} s")
+        for kind, value in after.items():
+            spent = value - before[kind]
+            times = f", {calls_after[kind] - calls_before[kind]} calls" if kind in calls else ""
+            print(f"  {kind}: {spent:.3f} s, {100 * spent / total:.2f} %{times}")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
