@@ -753,7 +753,7 @@ def test_same_seed_same_scalars_and_another_seed_others(tmp_path):
 def test_resume_restores_the_learner_bit_for_bit(fake_pool, tmp_path, monkeypatch):
     run_dir = train(small_args(total_timesteps=256), tmp_path)
     path, before = script.load_checkpoint("--resume", str(run_dir))
-    monkeypatch.setattr(script, "StopSignal", lambda: type("Stopped", (), {"number": 15})())
+    monkeypatch.setattr(script, "StopSignal", lambda: type("Stopped", (), {"agreed": lambda self: 15})())
     args = script.Args(**before["args"] | {"total_timesteps": 512})
     torch.manual_seed(123)
     assert script.train(args, "MontezumaRevenge-v5", CPU, path, before) == 143

@@ -784,7 +784,7 @@ def test_every_preset_trains_and_resumes_bit_for_bit(fake_pool, tmp_path, monkey
     expected = {"agent", "snd", "agent_optimizer", "predictor_optimizer", "args", "identity"}
     expected |= {"target_optimizer"} if preset != "seed-rnd" else set()
     assert {key for key, x in before.items() if isinstance(x, dict)} == expected
-    monkeypatch.setattr(script, "StopSignal", lambda: type("Stopped", (), {"number": 15})())
+    monkeypatch.setattr(script, "StopSignal", lambda: type("Stopped", (), {"agreed": lambda self: 15})())
     args = script.Args(**before["args"] | {"total_timesteps": 128})
     torch.manual_seed(123)
     assert script.train(args, "MontezumaRevenge-v5", CPU, path, before) == 143
