@@ -985,6 +985,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
     print(f"score {score}, steps {iteration * S:,}, time {took}, folder {run_dir}")
     if RANKS > 1:
+        dist.barrier()  # none leaves before all have what they need
         dist.destroy_process_group()
     if stopped:
         print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
