@@ -214,6 +214,7 @@ def check_args(args: Args) -> None:
     for flag in ("seed", "checkpoint_interval", "ent_coef", "vf_coef", "int_coef", "ext_coef"):
         value = getattr(args, flag)
         require(value is None or 0 <= value < float("inf"), flag, "a number that is not negative")
+    require(args.seed < 2**63, "seed", "below 2^63")
     for flag in ("gamma", "int_gamma", "gae_lambda"):
         require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
     for flag in ("learning_rate", "max_grad_norm", "predictor_learning_rate", "predictor_max_grad_norm"):
@@ -448,7 +449,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count."""
+        """Takes in batch (B, *shape), each row as often as valid (B,) says: once if True, or that many times."""
         batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
         count = weight.sum()
         share = weight / count.clamp(min=1)
@@ -705,6 +706,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     if saved:
         for name, part in learner.items():
             load_state(part, saved[name], path)
+        for group, asked in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = asked["lr"]  # those of the checkpoint, unless others are asked for
         torch.set_rng_state(saved["rng_cpu"])
         if device.type == "cuda" and saved["rng_device"] is not None:
             torch.cuda.set_rng_state(saved["rng_device"])
@@ -803,7 +806,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         int_dones = dones if args.int_episodic else torch.zeros_like(dones)
         ext_rewards = rewards
         if args.bootstrap_truncated:  # the view after a step that was cut is the episode's last
-            ext_rewards = rewards + args.gamma * values[1:, :, 1] * truncated
+            cut = truncated & ~terminated  # the minigrid package says both of a goal on the last step
+            ext_rewards = rewards + args.gamma * values[1:, :, 1] * cut
         streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (ext_rewards, dones, args.gamma, ext_coef)]
         advantages = torch.zeros((T, N), device=device)
         returns = torch.zeros_like(values[:T])  # (T, N, 2)

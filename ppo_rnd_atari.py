@@ -18,8 +18,8 @@ frames that the agent sees. Where they still disagree, the agent has seldom been
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
 Four things make it work:
-  1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode:
-     a death costs only the novelty that would have followed, so the agent dares to die.
+  1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode: a
+     death costs only the way back to where something is new, so the agent dares to die.
   2. Frames are whitened pixel by pixel with running moments and clipped at 5 deviations. Without it a random target
      hardly tells one room from the next.
   3. The bonus is divided by the running deviation of its own discounted return, so one coefficient fits all games.
@@ -32,7 +32,8 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
 
 What to expect: the paper's recurrent agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4
-frames); nothing but zeros for the first tens of millions is normal. At 128 environments it takes about 2 GB of memory.
+frames). The policy here is the paper's other one, without memory (table 5), for which it gives no such number. Nothing
+but zeros for the first tens of millions of frames is normal. At 128 environments it takes about 2 GB of memory.
 README.md has what this script has reached, and its speed.
 """
 
@@ -44,6 +45,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import io
+import math
 import os
 import pathlib
 import pickle
@@ -53,6 +55,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from typing import Annotated, Literal
 
 import ale_py
@@ -151,12 +154,12 @@ class Args:
     max_grad_norm: float | None = None  # clip the gradient's norm, policy and predictor together (reference: no)
 
     # RND
-    int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO without the bonus
+    int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, RND is but logged
     ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream (table 5)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
     single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma (section 2.3: no)
-    int_clip: float | None = None  # clip the normalised intrinsic reward at plus and minus this (reference: no)
+    int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)
     update_proportion: float | None = None  # share of a minibatch the predictor learns from (A.4: 32 / num_envs, max 1)
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the moments stay as the warm-up left them
     warmup_rollouts: Int = 50  # rollouts of a random agent that start the moments of the frames (reference: 50)
@@ -173,19 +176,31 @@ def check_args(args: Args) -> None:
         require(getattr(args, flag) >= 1, flag, "at least 1")
     for flag in ("warmup_rollouts", "seed", "checkpoint_interval", "ent_coef", "vf_coef", "int_coef", "ext_coef"):
         require(0 <= getattr(args, flag) < float("inf"), flag, "a number that is not negative")
+    require(args.seed < 2**63, "seed", "below 2^63")
     for flag in ("gamma", "int_gamma", "gae_lambda", "sticky_actions"):
         require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
     for flag in ("learning_rate", "clip_coef", "max_grad_norm", "int_clip"):
         value = getattr(args, flag)
         require(value is None or 0 < value < float("inf"), flag, "a positive number")
+    require(args.max_episode_steps < 2**31, "max_episode_steps", "below 2^31")
     require(args.update_proportion is None or 0 < args.update_proportion <= 1, "update_proportion", "in (0, 1]")
     require(args.num_envs % args.num_minibatches == 0, "num_minibatches", f"a divisor of --num-envs {args.num_envs}")
     rollout = args.num_envs * args.num_steps
-    require(args.total_timesteps >= rollout, "total_timesteps", f"at least one rollout, {rollout} steps")
+    least = rollout * RANKS  # one of each rank
+    require(args.total_timesteps >= least, "total_timesteps", f"at least one rollout, {least} steps")
+    for contradiction, reason, flags in (
+        (args.int_coef == 0, "--int-coef 0: there is no bonus", ("int_gamma", "int_episodic", "int_clip")),
+        (args.single_head, "--single-head: there is no stream of the bonus alone", ("int_episodic",)),
+    ):
+        for flag in flags:
+            if contradiction and getattr(args, flag) != getattr(Args(), flag):
+                raise UserError(f"--{flag.replace('_', '-')} contradicts {reason}")
     if args.obs_norm == "frozen":
         require(args.warmup_rollouts >= 1, "warmup_rollouts", "at least 1 with --obs-norm frozen")
     if args.resume and args.evaluate:
         raise UserError("--resume and --evaluate exclude each other")
+    if args.evaluate and RANKS > 1:
+        raise UserError("--evaluate is for one process, without torchrun")
     if args.capture_video and not args.evaluate:
         raise UserError("--capture-video needs --evaluate")
     if args.track and importlib.util.find_spec("wandb") is None:
@@ -205,8 +220,9 @@ def resolve_device(name: str) -> torch.device:
 # ----------------------------------------------------------------------------------------------------------------------
 # Ranks
 # ----------------------------------------------------------------------------------------------------------------------
-# Each rank has its own environments and everything else of this script. In common, so that N environments on each of R
-# ranks learn as R * N on one: the first weights, the gradients, all moments, and the decision to stop.
+# Each rank runs this whole script, with environments of its own. In common, so that N environments on each of R ranks
+# learn as R * N on one (but for --norm-adv, which knows its own minibatch only): the first weights, the gradients, all
+# moments, and the decision to stop.
 
 
 def join_ranks(device: torch.device) -> torch.device:
@@ -226,6 +242,13 @@ def join_ranks(device: torch.device) -> torch.device:
         torch.set_num_threads(share)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def leave_ranks() -> None:
+    """Waits until no rank needs anything of another any more."""
+    if RANKS > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def all_objects(own: object) -> list:
@@ -397,7 +420,7 @@ class Agent(nn.Module):
         return logits.float(), values.float()
 
 
-def rnd_features() -> list[nn.Module]:
+def rnd_layers() -> list[nn.Module]:
     """One whitened frame (B, 1, 84, 84) -> features (B, 512): what target and predictor have in common."""
     return [
         init_layer(nn.Conv2d(1, 32, 8, stride=4)),
@@ -418,9 +441,9 @@ class RND(nn.Module):
         super().__init__()
         # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
         # from what it has not seen (paper section 2.2.1).
-        self.target = nn.Sequential(*rnd_features()).requires_grad_(False)
+        self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
         self.predictor = nn.Sequential(
-            *rnd_features(), nn.ReLU(), init_layer(nn.Linear(512, 512)), nn.ReLU(), init_layer(nn.Linear(512, 512))
+            *rnd_layers(), nn.ReLU(), init_layer(nn.Linear(512, 512)), nn.ReLU(), init_layer(nn.Linear(512, 512))
         )
         self.obs_rms = RunningMoments((84, 84), device)
         self.return_rms = RunningMoments((), device)
@@ -466,8 +489,8 @@ class RunningMoments(nn.Module):
 def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
     """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 deviations.
 
-    A pixel that never changed under the random agent has a deviation of about 1e-4, so that any change of it, as in a
-    new room, saturates the clip.
+    A pixel that never changed under the random agent has a deviation of 1e-3 or less, so that any change of it, as in
+    a new room, saturates the clip.
     """
     mean, std = obs_rms.mean.float(), obs_rms.var.sqrt().float()
     return frames.float().sub_(mean).div_(std).clamp_(-5, 5).unsqueeze(1)
@@ -687,7 +710,7 @@ class Progress(tqdm):
 class StopSignal:
     """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once.
 
-    torchrun passes on what its workers have got already, and kills them itself after 30 seconds.
+    But not under torchrun, which passes on what its workers have got already, and kills them itself after 30 seconds.
     """
 
     def __init__(self):
@@ -699,7 +722,7 @@ class StopSignal:
         if RANKS == 1:
             signal.signal(number, signal.SIG_DFL)
         if not self.number:
-            print("\nstopping when the learner can be saved; once more: at once", flush=True)
+            print(f"\nstopping when the learner can be saved{'; once more: at once' * (RANKS == 1)}", flush=True)
         self.number = number
 
     def agreed(self) -> int:
@@ -760,7 +783,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     run_dir = all_objects(run_dir)[0]
 
     # what is about to happen
-    memory = 1.0e9 + 1.05 * (T + 1) * N * 4 * 84 * 84 + B * 2400 + B / M * 40e3 + min(piece_size, B / M) * 400e3
+    memory = 1.0e9 + 1.05 * (T + 1) * N * 4 * 84 * 84  # libraries and emulators; observations
+    memory += B * 2400 + B / M * 40e3 + min(piece_size, B / M) * 400e3  # features; a minibatch; one backward pass
     networks = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
@@ -783,9 +807,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
 
     # warm up: a random agent gives the moments of the frames something to start from
     if not saved:
-        num_steps = -(-args.warmup_rollouts * T // RANKS)  # the ranks share them
-        bar = Progress(num_steps * N * RANKS, 0, "random agent")
-        for _ in range(num_steps):
+        warmup_steps = math.ceil(args.warmup_rollouts * T / RANKS)  # of each environment; the ranks share them
+        bar = Progress(warmup_steps * N * RANKS, 0, "random agent")
+        for _ in range(warmup_steps):
             next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
             obs[T].copy_(torch.from_numpy(next_obs))
             rnd.obs_rms.update(obs[T, :, 3], torch.from_numpy(ok).to(device))
@@ -830,8 +854,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     stopped = 0
     while iteration < num_iterations and not (stopped := stop.agreed()):
         iteration_start = time.time()
-        if args.anneal_lr:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
+        left = 1 - iteration / num_iterations if args.anneal_lr else 1.0
+        optimizer.param_groups[0]["lr"] = left * args.learning_rate  # each time, because a resume may ask for another
 
         # collect a rollout
         obs[0].copy_(obs[T])
@@ -861,7 +885,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         rnd.return_rms.update(filtered.flatten(), valid.flatten())
         intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
         if args.int_clip is not None:
-            intrinsic = intrinsic.clamp(-args.int_clip, args.int_clip)
+            intrinsic = intrinsic.clamp(max=args.int_clip)
         if args.obs_norm == "running":
             # paper: o(0) to o(T-1), here: o(1) to o(T) less the resets, because these are the frames that RND sees
             for t in range(T):
@@ -897,7 +921,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             "targets": features(rnd.target, next_frames, rnd.obs_rms),  # with the new moments, as in the reference
         }  # each (T, N, ...)
         usable = valid.unflatten(1, (M, -1)).sum((0, 2)).float()  # (M,) samples of each minibatch that are no resets
-        usable = sum(own for (own,) in all_tensors(usable)) / RANKS
+        usable = sum(own for (own,) in all_tensors(usable)) / RANKS  # a mean, because so are the gradients
         totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
         for epoch in range(args.update_epochs):
             for m in range(M):
@@ -954,9 +978,10 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 raise RunError(f"{key} is {value} at step {iteration * S:,}: stopped; {where}")
         due = time.time() - last_save >= 60 * args.checkpoint_interval
         of_ranks = all_objects((envs.episodes, envs.visited, envs.rooms_best, due))
-        episodes = [episode for own in of_ranks for episode in own[0]]
-        envs.recent.extend(episode[0] for own in of_ranks[1:] for episode in own[0])  # for the log, on rank 0
-        envs.visited, envs.rooms_best = set().union(*(own[1] for own in of_ranks)), max(own[2] for own in of_ranks)
+        ranks_episodes, ranks_visited, ranks_best, ranks_due = zip(*of_ranks, strict=True)
+        episodes = [episode for own in ranks_episodes for episode in own]
+        envs.recent.extend(score for own in ranks_episodes[1:] for score, _ in own)  # rank 0's own are in it already
+        envs.visited, envs.rooms_best = set().union(*ranks_visited), max(ranks_best)
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
             envs.episodes.clear()
@@ -973,7 +998,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         bar.update(iteration * S - bar.n)
 
         # save
-        if of_ranks[0][-1]:  # when rank 0 says so
+        if ranks_due[0]:  # by rank 0's clock
             save()
             last_save = time.time()
 
@@ -984,11 +1009,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     score = f"{np.mean(envs.recent):.1f} over the last {len(envs.recent)} episodes" if envs.recent else "none yet"
     took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
     print(f"score {score}, steps {iteration * S:,}, time {took}, folder {run_dir}")
-    if RANKS > 1:
-        dist.barrier()  # none leaves before all have what they need
-        dist.destroy_process_group()
     if stopped:
-        print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
+        start = f"torchrun --nproc-per-node {LOCAL_RANKS}" if RANKS > 1 else "python"
+        print(f"resume with: {start} {sys.argv[0]} --resume {run_dir}")
         return 128 + stopped
     return 0
 
@@ -1060,8 +1083,9 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
 
 def main() -> int:
     """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
-    if RANK:  # what all ranks would say alike is said by the first
+    if RANK:  # what all ranks would say alike is said by the first; what is this one's alone goes to sys.__stderr__
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
     args = tyro.cli(Args, description=__doc__)
     try:
         path, saved = None, None
@@ -1079,20 +1103,24 @@ def main() -> int:
         if args.evaluate:
             evaluate(args, env_id, device, path, saved)
             return 0
-        return train(args, env_id, join_ranks(device), path, saved)
+        status = train(args, env_id, join_ranks(device), path, saved)
+        leave_ranks()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except (RunError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
+    except RunError as error:
+        print(f"error: {error}; what was saved before is whole", file=sys.stderr)
         return 1
-    except RuntimeError as error:  # in a collective operation
-        if RANKS == 1:
+    except (OSError, RuntimeError) as error:
+        lost = not isinstance(error, (OSError, torch.OutOfMemoryError))  # it is of a collective operation
+        if lost and RANKS == 1:
             raise
-        line = f"error: rank {RANK} of {RANKS} has lost the others: {str(error).splitlines()[0]}"
-        print(line + "; what was saved before is whole", file=sys.__stderr__)
+        who = f"rank {RANK} of {RANKS}{' has lost the others' * lost}: " if RANKS > 1 else ""
+        line = f"error: {who}{str(error).splitlines()[0]}; what was saved before is whole"
+        print(line, file=sys.__stderr__)
         return 1
 
 

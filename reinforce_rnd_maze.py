@@ -157,6 +157,7 @@ def check_args(args: Args) -> None:
         require(0 <= getattr(args, flag) < float("inf"), flag, "a number that is not negative")
     for flag in ("learning_rate", "baseline_learning_rate", "predictor_learning_rate", "max_grad_norm"):
         require(0 < getattr(args, flag) < float("inf"), flag, "a positive number")
+    require(args.seed < 2**63, "seed", "below 2^63")
     for flag in ("gamma", "int_gamma"):
         require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
     require(args.bonus in ("rnd", "seed"), "bonus", "rnd or seed")
@@ -337,7 +338,7 @@ def agent_plane(obs: Tensor) -> Tensor:
     return (obs == AGENT_CODE).float()
 
 
-def rnd_features() -> list[nn.Module]:
+def rnd_layers() -> list[nn.Module]:
     """Where the agent is (B, 1, 10, 10) -> features (B, 128): what target and predictor have in common."""
     return [nn.Flatten(), init_layer(nn.Linear(SIZE * SIZE, 128)), nn.ReLU(), init_layer(nn.Linear(128, 128))]
 
@@ -349,8 +350,8 @@ class RND(nn.Module):
         super().__init__()
         # The predictor is one layer deeper, so that it can represent the target; hence what error there is comes from
         # what it has not seen (paper section 2.2.1).
-        self.target = nn.Sequential(*rnd_features()).requires_grad_(False)
-        self.predictor = nn.Sequential(*rnd_features(), nn.ReLU(), init_layer(nn.Linear(128, 128)))
+        self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
+        self.predictor = nn.Sequential(*rnd_layers(), nn.ReLU(), init_layer(nn.Linear(128, 128)))
         self.return_rms = RunningMoments((), device)
         self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
         self.to(device)
@@ -382,7 +383,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count."""
+        """Takes in batch (B, *shape), each row as often as valid (B,) says: once if True, or that many times."""
         batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
         count = weight.sum()
         share = weight / count.clamp(min=1)
@@ -633,6 +634,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     if saved:
         for name, part in learner.items():
             load_state(part, saved[name], path)
+        optimizer.param_groups[1]["lr"] = args.baseline_learning_rate  # those of the checkpoint, unless others are
+        predictor_optimizer.param_groups[0]["lr"] = args.predictor_learning_rate  # asked for
         torch.set_rng_state(saved["rng_cpu"])
         progress, visits, snapshots = saved["progress"], saved["visits"], saved["snapshots"]
         curve, demo = saved["curve"], saved["demo"]

@@ -9,10 +9,10 @@
 """Self-supervised Network Distillation (SND) on Atari, in one file: PPO + RND whose target learns too.
 
 Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation: an effective approach to exploration in
-sparse reward environments, Neurocomputing, arXiv:2302.11563. Its scores on Montezuma's Revenge are those of runs of its
-second author ("the author's code" below: michalnand/reinforcement_learning and _agents). The constants of `--preset
-snd-v` are those of that run, not of the paper's own code; docs/implementation_details.md has both, and every departure.
-Compare with ppo_rnd_atari.py line by line: what is the same there is the same text here.
+sparse reward environments, Neurocomputing, arXiv:2302.11563. Its scores of SND-V on Montezuma's Revenge are those of
+runs of its second author ("the author's code" or "reference" below: michalnand/reinforcement_learning and _agents).
+The constants of `--preset snd-v` are those of that run, not of the paper's own code; docs/implementation_details.md has
+both, and every departure. Compare with ppo_rnd_atari.py line by line: what is the same there is the same text here.
 
 RND's target is random. It tells two rooms apart because they look different, and hardly tells two places in one room
 apart; its predictor soon agrees with it, and the bonus is gone. SND's target learns, without any reward or label, to
@@ -39,9 +39,9 @@ Four commands, to train, to resume, to evaluate and to look at what the target h
 What to expect: the four finished runs of this setting, 128 million steps (512 million frames) each, reached 33,172,
 22,310, 9,212 and 5,998 at their best (a running mean of one environment's scores; the author's logs). r_int falls to
 some 0.002 in the first million steps and comes back, 0.05 at 5 million: a run that looks dead at 1 million is normal.
-Before 15 million steps scores do not tell SND from RND; rooms and features have to. With this script the first 0.13
-million steps agree with the author's log in r_int and in all three losses (docs/results); no more has been run yet. A
-step costs 5.6 times one of ppo_rnd_atari.py, and takes 3 GB: this is for a GPU.
+Before 15 million steps scores do not tell SND from RND; rooms and features have to. With this script r_int, both losses
+and the features' magnitude after 0.13 million steps are within a fifth of the author's log (docs/results); no more has
+been run yet. A step costs 5.6 times one of ppo_rnd_atari.py, and takes 3 GB: this is for a GPU.
 """
 
 import collections
@@ -52,6 +52,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import io
+import math
 import os
 import pathlib
 import pickle
@@ -61,6 +62,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from typing import Annotated, Literal
 
 import ale_py
@@ -172,7 +174,7 @@ class Args:
     int_gamma: float = 0.99  # discount of the intrinsic stream
     int_episodic: bool = True  # let the intrinsic stream end with the episode (RND: no)
     int_scale: float = 0.5  # r_int = this * mean squared error of the 512 features
-    int_clip: float | None = 1.0  # clip the intrinsic reward at plus and minus this
+    int_clip: float | None = 1.0  # clip the intrinsic reward at this
     int_norm: bool = False  # divide the intrinsic reward by the running deviation of its return (RND: yes)
     reward_on: Literal["obs", "next_obs"] = "obs"  # the frame that is rewarded, before or after the step (RND: after)
     entropy_coef_episodic: float = 0.0  # weight of a third stream: the spread of the target's features in the episode
@@ -195,23 +197,20 @@ class Args:
     warmup_rollouts: Int = 2  # rollouts of a random agent that start the moments of the frames
 
 
+PAPER = {  # what SND-VIC and SND-STD have in common: the paper's own code
+    **{"pair": "next", "aug": "none", "target_batch": 512, "rnd_epochs": 1, "rnd_net": "ST", "target_gain": 0.5},
+    **{"update_proportion": 1.0, "obs_norm": "none"},
+}
 PRESETS = {  # what each differs in from the defaults
     "snd-v": {},
     "snd-v-plain": {"obs_norm": "none", "update_proportion": 1.0, "mag_limit": 200.0, "noise_prob": 0.5},
-    "snd-vic": {
-        "target_loss": "vicreg",
-        **{"pair": "next", "aug": "none", "target_batch": 512, "rnd_epochs": 1},
-        **{"rnd_net": "ST", "target_gain": 0.5, "update_proportion": 1.0, "obs_norm": "none", "int_scale": 0.25},
-    },
-    "snd-std": {
-        "target_loss": "stdim",
-        **{"pair": "next", "aug": "none", "target_batch": 512, "rnd_epochs": 1},
-        **{"rnd_net": "ST", "target_gain": 0.5, "predictor_gain": 0.5, "update_proportion": 1.0, "obs_norm": "none"},
-        "int_scale": 1.0,
-    },
+    "snd-vic": PAPER | {"target_loss": "vicreg", "int_scale": 0.25},
+    # the paper's int_scale for PrivateEye and Solaris is 0.5, for Venture 0.25
+    "snd-std": PAPER | {"target_loss": "stdim", "predictor_gain": 0.5, "int_scale": 1.0},
     "vicreg-aug": {"target_loss": "vicreg", "noise_prob": 0.5, "obs_norm": "none", "update_proportion": 1.0},
+    # seed-snd is inferred: the author's one surviving setting of that name has 0.256 and meanstd, his notes the mean
     "seed-snd": {"aug": "multi", "rnd_net": "A", "int_scale": 0.256},
-    "seed-rnd": {"target_loss": "none", "rnd_net": "A", "obs_norm": "mean", "int_scale": 256.0},
+    "seed-rnd": {"target_loss": "none", "rnd_net": "A", "obs_norm": "mean", "int_scale": 256.0},  # half the sum of 512
 }
 
 
@@ -228,33 +227,43 @@ def check_args(args: Args) -> None:
     weights = ("ent_coef", "vf_coef", "int_coef", "ext_coef", "entropy_coef_episodic")
     for flag in ("warmup_rollouts", "seed", "checkpoint_interval", *weights):
         require(0 <= getattr(args, flag) < float("inf"), flag, "a number that is not negative")
+    require(args.seed < 2**63, "seed", "below 2^63")
     for flag in ("gamma", "int_gamma", "gae_lambda", "sticky_actions", "noise_prob"):
         require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
     gains = ("critic_init", "target_gain", "predictor_gain", "int_scale")
     for flag in ("learning_rate", "clip_coef", "max_grad_norm", "int_clip", "mag_limit", *gains):
         value = getattr(args, flag)
         require(value is None or 0 < value < float("inf"), flag, "a positive number")
+    require(args.max_episode_steps < 2**31, "max_episode_steps", "below 2^31")
     require(args.update_proportion is None or 0 < args.update_proportion <= 1, "update_proportion", "in (0, 1]")
+    require(args.entropy_memory >= 2, "entropy_memory", "at least 2, because one frame has no spread")
+    require(args.num_steps >= 2, "num_steps", "at least 2, because one step can be a reset everywhere")
     rollout = args.num_envs * args.num_steps
     require(rollout % args.num_minibatches == 0, "num_minibatches", f"a divisor of a rollout, {rollout} steps")
-    require(args.total_timesteps >= rollout, "total_timesteps", f"at least one rollout, {rollout} steps")
+    least = rollout * RANKS  # one of each rank
+    require(args.total_timesteps >= least, "total_timesteps", f"at least one rollout, {least} steps")
     require(args.rnd_epochs <= args.update_epochs, "rnd_epochs", f"at most --update-epochs {args.update_epochs}")
     targets = ("pair", "aug", "noise_prob", "target_batch", "mag_limit")
     for contradiction, reason, flags in (
         (args.target_loss == "none", "--target-loss none: the target does not learn", targets),
         (args.aug == "none", "--aug none: there is no noise", ("noise_prob",)),
         (args.entropy_coef_episodic == 0, "--entropy-coef-episodic 0: nothing is remembered", ("entropy_memory",)),
+        (args.int_norm, "--int-norm: a scale falls out", ("int_scale",)),
+        (args.update_proportion == 1, "--update-proportion 1: nothing is left out", ("predictor_mask",)),
+        (args.obs_norm == "none", "--obs-norm none: there are no moments", ("warmup_rollouts",)),
     ):
         preset = Args(**PRESETS[args.preset])
         for flag in flags:
             if contradiction and getattr(args, flag) != getattr(preset, flag):
                 raise UserError(f"--{flag.replace('_', '-')} contradicts {reason}")
-    if args.target_loss == "vicreg" and args.pair == "same" and args.aug == "none":
-        raise UserError("--target-loss vicreg with --pair same --aug none compares frames with themselves")
+    if args.target_loss in ("vicreg", "stdim") and args.pair == "same" and args.aug == "none":
+        raise UserError(f"--target-loss {args.target_loss} with --pair same --aug none compares frames with themselves")
     if args.target_loss == "vicreg":
         require(args.target_batch >= 2, "target_batch", "at least 2, because vicreg wants a variance")
     if sum(map(bool, (args.resume, args.evaluate, args.embed))) > 1:
         raise UserError("--resume, --evaluate and --embed exclude each other")
+    if (args.evaluate or args.embed) and RANKS > 1:
+        raise UserError("--evaluate and --embed are for one process, without torchrun")
     if args.capture_video and not args.evaluate:
         raise UserError("--capture-video needs --evaluate")
     if args.track and importlib.util.find_spec("wandb") is None:
@@ -274,8 +283,9 @@ def resolve_device(name: str) -> torch.device:
 # ----------------------------------------------------------------------------------------------------------------------
 # Ranks
 # ----------------------------------------------------------------------------------------------------------------------
-# Each rank has its own environments and everything else of this script. In common, so that N environments on each of R
-# ranks learn as R * N on one: the first weights, the gradients, all moments, and the decision to stop.
+# Each rank runs this whole script, with environments of its own. In common, so that N environments on each of R ranks
+# learn as R * N on one (but for --norm-adv, which knows its own minibatch only): the first weights, the gradients, all
+# moments, and the decision to stop.
 
 
 def join_ranks(device: torch.device) -> torch.device:
@@ -295,6 +305,13 @@ def join_ranks(device: torch.device) -> torch.device:
         torch.set_num_threads(share)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def leave_ranks() -> None:
+    """Waits until no rank needs anything of another any more."""
+    if RANKS > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def all_objects(own: object) -> list:
@@ -484,7 +501,7 @@ class Attention(nn.Module):
         return attended + self.mix(attended).relu()
 
 
-def policy_features(policy_net: str) -> tuple[list[nn.Module], int]:
+def policy_layers(policy_net: str) -> tuple[list[nn.Module], int]:
     """Four frames (B, 4, 96, 96) -> features (B, width): the layers and the width."""
     shapes, width = POLICY_NETS[policy_net], {"A": 448, "B": 800, "C": 512, "D": 512}[policy_net]
     modules = convolutions(4, shapes, nn.ReLU)
@@ -501,13 +518,14 @@ class Agent(nn.Module):
     and the episode's spread if there is that stream.
     """
 
-    def __init__(self, num_actions: int, num_heads: int, policy_net: str, critic_init: float):
+    def __init__(self, num_actions: int, args: Args):
         super().__init__()
-        layers, width = policy_features(policy_net)
+        num_heads = 3 if args.entropy_coef_episodic else 2
+        layers, width = policy_layers(args.policy_net)
         self.trunk = nn.Sequential(*layers)
-        self.residual = policy_net == "A"
+        self.residual = args.policy_net == "A"
         self.policy_branch = init_layer(nn.Linear(width, width), gain=0.01)
-        self.value_branch = init_layer(nn.Linear(width, width), gain=critic_init)
+        self.value_branch = init_layer(nn.Linear(width, width), gain=args.critic_init)
         self.policy_head = init_layer(nn.Linear(width, num_actions), gain=0.01)
         self.value_head = init_layer(nn.Linear(width, num_heads), gain=0.01)
 
@@ -520,7 +538,7 @@ class Agent(nn.Module):
         return logits.float(), values.float()
 
 
-def rnd_features(rnd_net: str, gain: float) -> list[nn.Module]:
+def rnd_layers(rnd_net: str, gain: float) -> list[nn.Module]:
     """One frame (B, 1, 96, 96) -> features (B, 512): what target and predictor have in common.
 
     ELU, because with ReLU features are too small to tell anything (the author); the paper's ST has ReLU all the same.
@@ -536,10 +554,10 @@ class SND(nn.Module):
     def __init__(self, num_envs: int, args: Args, device: torch.device):
         super().__init__()
         gain = args.predictor_gain
-        self.target = nn.Sequential(*rnd_features(args.rnd_net, args.target_gain))
+        self.target = nn.Sequential(*rnd_layers(args.rnd_net, args.target_gain))
         self.target.requires_grad_(args.target_loss != "none")
         self.predictor = nn.Sequential(
-            *rnd_features(args.rnd_net, gain),
+            *rnd_layers(args.rnd_net, gain),
             *(nn.ELU(), init_layer(nn.Linear(512, 512), gain)),
             *(nn.ELU(), init_layer(nn.Linear(512, 512), gain)),
         )
@@ -641,22 +659,24 @@ def augment(inputs: Tensor, aug: str, noise_prob: float) -> Tensor:
     return inputs + 0.4 * (torch.rand_like(inputs) - 0.5) * chosen(noise_prob)
 
 
-def draw_pairs(valid: Tensor, size: int, pair: str, with_others: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of frames of a rollout o(0) to o(T), of which steps (T, N) are valid: indices into its T * N + N frames.
+def draw_pairs(
+    experience: Tensor, num_envs: int, size: int, pair: str, with_others: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of frames of a rollout o(0) to o(T): indices into its T * N + N frames.
 
     A pair belongs together (label 0): a frame and itself, or a frame and the next of the same episode. With others,
     half of the pairs are any two frames (label 1).
 
+    Args: experience (E,), the steps that are no resets, which lead from one episode to another.
     Returns: the first frames (size,), the second frames (size,), labels (size,).
     """
-    steps = valid.flatten().nonzero().squeeze(1)  # a reset step leads from one episode to another
 
     def draw() -> Tensor:
-        return steps[torch.randint(len(steps), (size,), device=valid.device)]
+        return experience[torch.randint(len(experience), (size,), device=experience.device)]
 
     first = draw()
-    together = first + valid.shape[1] if pair == "next" else first
-    labels = (torch.rand(size, device=valid.device) < 0.5 * with_others).float()
+    together = first + num_envs if pair == "next" else first
+    labels = (torch.rand(size, device=experience.device) < 0.5 * with_others).float()
     return first, torch.where(labels > 0, draw(), together), labels
 
 
@@ -665,58 +685,69 @@ def contrastive_loss(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
     return (labels - (first - second).square().mean(1)).square().mean()
 
 
-def vicreg_loss(first: Tensor, second: Tensor) -> Tensor:
+def vicreg_terms(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     """Features (B, D) of what belongs together are to be the same, each of them to vary, no two of them alike.
 
-    Bardes et al. 2022 with the paper's weights: 1 invariance, 1 variance, 1/25 covariance.
+    Bardes et al. 2022 with the paper's weights: 1 invariance, 1 variance, 1/25 covariance. Returns: what adds up to
+    the loss.
     """
-    loss = (first - second).square().mean()
+    terms = {"invariance": (first - second).square().mean(), "variance": 0, "covariance": 0}
     for z in (first, second):
-        loss = loss + (1 - (z.var(0) + 1e-4).sqrt()).relu().mean()
+        terms["variance"] += (1 - (z.var(0) + 1e-4).sqrt()).relu().mean()
         centred = z - z.mean(0)
         covariance = centred.T @ centred / (len(z) - 1)  # (D, D)
-        loss = loss + (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1] / 25
-    return loss
+        terms["covariance"] += (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1] / 25
+    return terms
 
 
-def stdim_loss(first: Tensor, second: Tensor, local_first: Tensor, local_second: Tensor, snd: SND) -> Tensor:
+def stdim_terms(
+    first: Tensor, second: Tensor, local_first: Tensor, local_second: Tensor, snd: SND
+) -> dict[str, Tensor]:
     """Which frame is it that comes next? Told by all of the next frame's features, and by those of each place.
 
     Anand et al. 2019 with the paper's two terms that keep the logits small and the features apart. At each of the P
     places the right one of B frames is to be found, from a score for each pair of frames, (P, B, B).
 
     Args: features (B, D) of a frame and the next; local_first, local_second (B, C, H, W), of places in them.
+    Returns: what adds up to the loss.
     """
     places = local_first.flatten(2).permute(2, 0, 1)  # (P, B, C), as the next
     next_places = local_second.flatten(2).permute(2, 0, 1)
     right = torch.arange(len(first), device=first.device).expand(len(places), -1)  # (P, B)
-    loss = -1e-4 * first.std(1).mean()
-    for queries in (snd.global_to_local(second).expand(len(places), -1, -1), snd.local_to_local(next_places)):
-        scores = queries @ places.transpose(1, 2)  # (P, B, B)
-        loss = loss + nn.functional.cross_entropy(scores.flatten(0, 1), right.flatten())
-        loss = loss + 1e-4 * torch.linalg.matrix_norm(scores).mean()
-    return loss
+    terms = {"spread": -1e-4 * first.std(1).mean(), "logits": 0}
+    queries = {"global": snd.global_to_local(second).expand(len(places), -1, -1)}
+    queries["local"] = snd.local_to_local(next_places)
+    for name, query in queries.items():
+        scores = query @ places.transpose(1, 2)  # (P, B, B)
+        terms[name] = nn.functional.cross_entropy(scores.flatten(0, 1), right.flatten())
+        terms["logits"] += 1e-4 * torch.linalg.matrix_norm(scores).mean()
+    return terms
 
 
-def target_loss(snd: SND, first: Tensor, second: Tensor, labels: Tensor, args: Args) -> tuple[Tensor, Tensor]:
+def target_terms(
+    snd: SND, first: Tensor, second: Tensor, labels: Tensor, args: Args
+) -> tuple[dict[str, Tensor], Tensor]:
     """The loss of one update of the target from pairs of frames (B, 1, 96, 96), whitened, and their labels (B,).
 
-    Returns: the loss; the magnitude, the mean squares of the features of both frames together.
+    Returns: what adds up to the loss; the magnitude, the mean squares of the features of both frames together.
     """
     first, second = (augment(x, args.aug, args.noise_prob) for x in (first, second))
     with torch.autocast(first.device.type, torch.bfloat16, enabled=args.bf16):  # the networks, not the losses
-        local_first, local_second = (snd.target[:6](x) for x in (first, second))  # (B, 64, 12, 12), the third layer's
-        first, second = (snd.target[6:](x).float() for x in (local_first, local_second))  # (B, 512)
+        if args.target_loss == "stdim":  # which looks at the third layer's features of places too
+            places = [snd.target[:6](x) for x in (first, second)]  # (B, 64, 12, 12) each
+            first, second = (snd.target[6:](x).float() for x in places)  # (B, 512)
+        else:
+            first, second = (snd.target(x).float() for x in (first, second))  # (B, 512)
     if args.target_loss == "contrastive":
-        loss = contrastive_loss(first, second, labels)
+        terms = {"contrastive": contrastive_loss(first, second, labels)}
     elif args.target_loss == "vicreg":
-        loss = vicreg_loss(first, second)
+        terms = vicreg_terms(first, second)
     else:
-        loss = stdim_loss(first, second, local_first.float(), local_second.float(), snd)
+        terms = stdim_terms(first, second, *(x.float() for x in places), snd)
     magnitude = first.square().mean() + second.square().mean()
     if args.mag_limit is not None:
-        loss = loss + (magnitude - args.mag_limit).relu()
-    return loss, magnitude.detach()
+        terms["limit"] = (magnitude - args.mag_limit).relu()
+    return terms, magnitude
 
 
 def predictor_loss(predicted: Tensor, targets: Tensor, share: float, mask: str) -> Tensor:
@@ -732,18 +763,18 @@ def novelty(snd: SND, frames: Tensor, obs_norm: str) -> Tensor:
     return (predicted - targets).square().mean(-1)
 
 
-def episodic_spread(features: Tensor, starts: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+def episodic_spread(seen: Tensor, starts: Tensor, memory: Tensor, position: Tensor) -> Tensor:
     """How far apart the target's features of the last K frames of the episode lie: the reward of the third stream.
 
     The mean over D of the deviations over a memory of K frames, which is full of the first frame when an episode
     starts (the author's code of February 2022).
 
-    Args: features (T, N, D); starts (T, N), the frame is an episode's first; memory (N, K, D) and position (N,) int64,
-    which are changed. Returns: (T, N).
+    Args: seen (T, N, D), the features; starts (T, N), the frame is an episode's first; memory (N, K, D) and position
+    (N,) int64, which are changed. Returns: (T, N).
     """
     spread = []
     everyone = torch.arange(len(memory), device=memory.device)
-    for z, start in zip(features, starts, strict=True):
+    for z, start in zip(seen, starts, strict=True):
         memory[start] = z[start][:, None]
         memory[everyone, position] = z
         position.copy_((position + 1) % memory.shape[1])
@@ -945,7 +976,7 @@ class Progress(tqdm):
 class StopSignal:
     """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once.
 
-    torchrun passes on what its workers have got already, and kills them itself after 30 seconds.
+    But not under torchrun, which passes on what its workers have got already, and kills them itself after 30 seconds.
     """
 
     def __init__(self):
@@ -957,7 +988,7 @@ class StopSignal:
         if RANKS == 1:
             signal.signal(number, signal.SIG_DFL)
         if not self.number:
-            print("\nstopping when the learner can be saved; once more: at once", flush=True)
+            print(f"\nstopping when the learner can be saved{'; once more: at once' * (RANKS == 1)}", flush=True)
         self.number = number
 
     def agreed(self) -> int:
@@ -987,7 +1018,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     torch.set_float32_matmul_precision("high")
     seeds = np.random.SeedSequence((args.seed, iteration)).generate_state(N * RANKS) >> 1  # others after a resume
     envs = AtariEnvs(env_id, N, seeds[N * RANK : N * (RANK + 1)].tolist(), args)
-    agent = Agent(envs.num_actions, 3 if args.entropy_coef_episodic else 2, args.policy_net, args.critic_init)
+    agent = Agent(envs.num_actions, args)
     agent.to(device, memory_format=torch.channels_last)
     snd = SND(N, args, device).to(memory_format=torch.channels_last)
     # three optimisers: the target's gradients, those of features of magnitude 100, would drown the policy's
@@ -1014,7 +1045,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 torch.cuda.set_rng_state(saved["rng_device"][RANK])
         envs.recent.extend(saved["recent"])
         envs.visited, envs.rooms_best = set(saved["visited"]), saved["rooms_best"]
-        envs.images = envs.images if saved["images"] is None else [*saved["images"].numpy()]
+        if envs.images is not None and saved["images"] is not None:
+            envs.images = [*saved["images"].numpy()]
         best_score, seconds_before = saved["best_score"], saved["seconds"]
     if args.compile:
         for network in (agent, snd.predictor, snd.target):
@@ -1049,9 +1081,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
 
     # warm up: a random agent gives the moments of the frames something to start from
     if not saved:
-        num_steps = -(-args.warmup_rollouts * T // RANKS)  # the ranks share them
-        bar = Progress(num_steps * N * RANKS, 0, "random agent")
-        for _ in range(num_steps):
+        warmup_steps = math.ceil(args.warmup_rollouts * T / RANKS)  # of each environment; the ranks share them
+        bar = Progress(warmup_steps * N * RANKS, 0, "random agent")
+        for _ in range(warmup_steps):
             next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
             obs[T].copy_(torch.from_numpy(next_obs))
             snd.obs_rms.update(obs[T, :, 3], torch.from_numpy(ok).to(device))
@@ -1066,8 +1098,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
 
     # the memory of the third stream
     starts = torch.ones((T + 1, N), dtype=torch.bool, device=device)  # the frame is an episode's first
-    memory, position = torch.zeros(N, args.entropy_memory, 512), torch.zeros(N, dtype=torch.int64)
-    memory, position = memory.to(device), position.to(device)
+    remembered = torch.zeros((N, args.entropy_memory, 512), device=device)
+    position = torch.zeros(N, dtype=torch.int64, device=device)
 
     def save() -> None:
         """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
@@ -1081,7 +1113,10 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         state = {name: part.state_dict() for name, part in learner.items()} | {
             "script": SCRIPT,
             "args": {**vars(args), "resume": None},
-            "identity": {"env_id": env_id, "preset": args.preset, "num_envs": N, "num_steps": T},
+            "identity": {
+                **{"env_id": env_id, "num_envs": N, "num_steps": T},
+                **{"preset": args.preset, "target_loss": args.target_loss},
+            },
             "rollouts": iteration * RANKS,
             "rng_cpu": [own[0] for own in of_ranks],
             "rng_device": [own[1] for own in of_ranks],
@@ -1102,8 +1137,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     stopped = 0
     while iteration < num_iterations and not (stopped := stop.agreed()):
         iteration_start = time.time()
-        if args.anneal_lr:
-            optimizers["agent"].param_groups[0]["lr"] = args.learning_rate * (1 - iteration / num_iterations)
+        left = 1 - iteration / num_iterations if args.anneal_lr else 1.0
+        for name, optimizer in optimizers.items():  # each time, because a resume may ask for another
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (left if name == "agent" else 1.0)
 
         # collect a rollout
         obs[0].copy_(obs[T])
@@ -1136,7 +1172,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             snd.return_rms.update(filtered.flatten(), valid.flatten())
             intrinsic = intrinsic / snd.return_rms.var.sqrt().float()
         if args.int_clip is not None:
-            intrinsic = intrinsic.clamp(-args.int_clip, args.int_clip)
+            intrinsic = intrinsic.clamp(max=args.int_clip)
 
         # advantages
         int_dones = dones if args.int_episodic else torch.zeros_like(dones)
@@ -1145,7 +1181,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             starts[0] = starts[T]
             starts[1:] = ~valid
             seen = features(snd.target, obs[:T, :, 3], snd.obs_rms, args.obs_norm)  # (T, N, 512)
-            spread = episodic_spread(seen, starts[:T], memory, position).clamp(max=1)
+            spread = episodic_spread(seen, starts[:T], remembered, position).clamp(max=1)
             streams.append((spread, dones, args.int_gamma, args.entropy_coef_episodic))
         advantages = torch.zeros((T, N), device=device)
         returns = torch.zeros_like(values[:T])  # (T, N, H)
@@ -1154,8 +1190,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             stream_advantages = gae(r, v[:T], v[T], ends, valid, gamma, args.gae_lambda)
             returns[..., head] = stream_advantages + v[:T]
             advantages += coef * stream_advantages
-        for t in range(T):
-            snd.obs_rms.update(frames[t], valid[t])
+        if args.obs_norm != "none":
+            for t in range(T):
+                snd.obs_rms.update(frames[t], valid[t])
 
         # update
         rollout = {
@@ -1180,15 +1217,18 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             if update < args.rnd_epochs * M:
                 # the target
                 if args.target_loss != "none":
-                    pairs = draw_pairs(valid, args.target_batch, args.pair, args.target_loss == "contrastive")
-                    first, second = (whiten(newest[x], snd.obs_rms, args.obs_norm) for x in pairs[:2])
-                    loss, magnitude = target_loss(snd, first, second, pairs[2], args)
+                    with_others = args.target_loss == "contrastive"
+                    *pairs, labels = draw_pairs(experience, N, args.target_batch, args.pair, with_others)
+                    first, second = (whiten(newest[x], snd.obs_rms, args.obs_norm) for x in pairs)
+                    terms, magnitude = target_terms(snd, first, second, labels, args)
+                    loss = sum(terms.values())
                     optimizers["target"].zero_grad()
                     loss.backward()
                     average_gradients([*snd.target_parameters()])
                     optimizers["target"].step()
-                    totals["target_loss"] += loss.detach() / args.rnd_epochs
-                    totals["magnitude"] += magnitude / args.rnd_epochs
+                    parts = {f"target_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+                    for name, value in {"target_loss": loss, "magnitude": magnitude, **parts}.items():
+                        totals[name] += value.detach() / args.rnd_epochs
 
                 # the predictor
                 inputs = whiten(newest[drawn + shift], snd.obs_rms, args.obs_norm)
@@ -1241,9 +1281,10 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
                 raise RunError(f"{key} is {value} at step {iteration * S:,}: stopped; {where}")
         due = time.time() - last_save >= 60 * args.checkpoint_interval
         of_ranks = all_objects((envs.episodes, envs.visited, envs.rooms_best, due))
-        episodes = [episode for own in of_ranks for episode in own[0]]
-        envs.recent.extend(episode[0] for own in of_ranks[1:] for episode in own[0])  # for the log, on rank 0
-        envs.visited, envs.rooms_best = set().union(*(own[1] for own in of_ranks)), max(own[2] for own in of_ranks)
+        ranks_episodes, ranks_visited, ranks_best, ranks_due = zip(*of_ranks, strict=True)
+        episodes = [episode for own in ranks_episodes for episode in own]
+        envs.recent.extend(score for own in ranks_episodes[1:] for score, _ in own)  # rank 0's own are in it already
+        envs.visited, envs.rooms_best = set().union(*ranks_visited), max(ranks_best)
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
             envs.episodes.clear()
@@ -1262,7 +1303,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         bar.update(iteration * S - bar.n)
 
         # save
-        if of_ranks[0][-1]:  # when rank 0 says so
+        if ranks_due[0]:  # by rank 0's clock
             save()
             last_save = time.time()
 
@@ -1273,11 +1314,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     score = f"{np.mean(envs.recent):.1f} over the last {len(envs.recent)} episodes" if envs.recent else "none yet"
     took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
     print(f"score {score}, steps {iteration * S:,}, time {took}, folder {run_dir}")
-    if RANKS > 1:
-        dist.barrier()  # none leaves before all have what they need
-        dist.destroy_process_group()
     if stopped:
-        print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
+        start = f"torchrun --nproc-per-node {LOCAL_RANKS}" if RANKS > 1 else "python"
+        print(f"resume with: {start} {sys.argv[0]} --resume {run_dir}")
         return 128 + stopped
     return 0
 
@@ -1306,8 +1345,7 @@ def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, 
     """Plays whole games with the policy of a checkpoint, actions drawn as in training, and prints unclipped returns."""
     torch.manual_seed(args.seed)
     env = make_evaluation_env(env_id, args)
-    heads = 3 if args.entropy_coef_episodic else 2
-    agent = Agent(env.action_space.n, heads, args.policy_net, args.critic_init).to(device)
+    agent = Agent(env.action_space.n, args).to(device)
     load_state(agent, saved["agent"], path)
     print(f"{path}, step {saved['rollouts'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
     returns, rooms = [], []
@@ -1405,8 +1443,8 @@ def embed(args: Args, env_id: str, device: torch.device, path: pathlib.Path, sav
     checkpoints = [load_checkpoint("--embed", source) for source in args.embed]
     torch.manual_seed(args.seed)
     env = make_evaluation_env(env_id, args)
-    agent = Agent(env.action_space.n, 3 if args.entropy_coef_episodic else 2, args.policy_net, args.critic_init)
-    load_state(agent.to(device), saved["agent"], path)
+    agent = Agent(env.action_space.n, args).to(device)
+    load_state(agent, saved["agent"], path)
     frames, rooms, episodes = [], [], []
     for episode in tqdm(range(args.eval_episodes), unit="episode", disable=not sys.stderr.isatty()):
         obs, _ = env.reset(seed=args.seed + episode)
@@ -1419,12 +1457,17 @@ def embed(args: Args, env_id: str, device: torch.device, path: pathlib.Path, sav
             obs, _, terminated, _, _ = env.step(int(torch.distributions.Categorical(logits=logits).sample()))
             if terminated:
                 break
+    if len(frames) < 3:
+        raise UserError("--embed: too few frames; more --eval-episodes or --max-episode-steps")
     chosen = np.linspace(0, len(frames) - 1, min(2000, len(frames))).astype(int)
     some = torch.from_numpy(np.stack([frames[k] for k in chosen]))[:, None].to(device)  # (K, 1, 96, 96)
     rooms, episodes = np.array(rooms)[chosen], np.array(episodes)[chosen]
 
     models = {}
     for run, state in [*checkpoints, (None, checkpoints[0][1])]:
+        game = state["identity"]["env_id"]
+        if game != env_id:
+            raise UserError(f"--embed: {run} is of a run with env_id {game}, not {env_id}")
         own = Args(**state["args"])
         torch.manual_seed(own.seed)
         snd = SND(len(state["snd"]["filtered"]), own, device)
@@ -1451,8 +1494,9 @@ def embed(args: Args, env_id: str, device: torch.device, path: pathlib.Path, sav
 
 def main() -> int:
     """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
-    if RANK:  # what all ranks would say alike is said by the first
+    if RANK:  # what all ranks would say alike is said by the first; what is this one's alone goes to sys.__stderr__
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
     args = tyro.cli(Args, description=__doc__)
     try:
         path, saved = None, None
@@ -1476,20 +1520,24 @@ def main() -> int:
         if args.embed:
             embed(args, env_id, device, path, saved)
             return 0
-        return train(args, env_id, join_ranks(device), path, saved)
+        status = train(args, env_id, join_ranks(device), path, saved)
+        leave_ranks()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except (RunError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
+    except RunError as error:
+        print(f"error: {error}; what was saved before is whole", file=sys.stderr)
         return 1
-    except RuntimeError as error:  # in a collective operation
-        if RANKS == 1:
+    except (OSError, RuntimeError) as error:
+        lost = not isinstance(error, (OSError, torch.OutOfMemoryError))  # it is of a collective operation
+        if lost and RANKS == 1:
             raise
-        line = f"error: rank {RANK} of {RANKS} has lost the others: {str(error).splitlines()[0]}"
-        print(line + "; what was saved before is whole", file=sys.__stderr__)
+        who = f"rank {RANK} of {RANKS}{' has lost the others' * lost}: " if RANKS > 1 else ""
+        line = f"error: {who}{str(error).splitlines()[0]}; what was saved before is whole"
+        print(line, file=sys.__stderr__)
         return 1
 
 

@@ -67,7 +67,8 @@ def main() -> None:
     measure = torch.from_numpy(np.stack([v[:: args.steps // 8] for one in visits[4:] for v in one], 1))
     rooms = np.tile(ROOMS, 3)[None].repeat(len(measure), 0).flatten()
     episodes = np.repeat(np.arange(3), len(ROOMS))[None].repeat(len(measure), 0).flatten()
-    valid = torch.ones(len(learn) - 1, learn.shape[1], dtype=torch.bool)
+    num_visits = learn.shape[1]
+    experience = torch.arange((len(learn) - 1) * num_visits)  # all steps but the last of each visit
 
     def learn_rooms(preset: str, seed: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
         """The numbers over the updates, and the features of the frames to measure on, first and last, (K, 512)."""
@@ -85,12 +86,12 @@ def main() -> None:
                 lines[-1] |= script.separability(z, rooms, episodes)
                 kept.append(z)
             first, second, labels = script.draw_pairs(
-                valid, flags.target_batch, flags.pair, flags.target_loss == "contrastive"
+                experience, num_visits, flags.target_batch, flags.pair, flags.target_loss == "contrastive"
             )
             first, second = (script.whiten(flat[x], snd.obs_rms, flags.obs_norm) for x in (first, second))
-            loss, _ = script.target_loss(snd, first, second, labels, flags)
+            terms, _ = script.target_terms(snd, first, second, labels, flags)
             optimizer.zero_grad()
-            loss.backward()
+            sum(terms.values()).backward()
             optimizer.step()
         return lines, kept[0], kept[-1]
 
