@@ -319,6 +319,8 @@ class MiniGridEnvs:
         truncated (N,) bool, the episode ends here; valid (N,) bool, False where the step was a reset.
         """
         obs, rewards, terminated, truncated, _ = self.pool.step(actions)
+        # a goal on the very last step is an end; the minigrid package says both of it, EnvPool that it was cut
+        terminated, truncated = terminated | (truncated & (rewards != 0)), truncated & (rewards == 0)
         valid = ~self.done
         for i in np.flatnonzero(self.done):
             self.seen[i].clear()
@@ -806,8 +808,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         int_dones = dones if args.int_episodic else torch.zeros_like(dones)
         ext_rewards = rewards
         if args.bootstrap_truncated:  # the view after a step that was cut is the episode's last
-            cut = truncated & ~terminated  # the minigrid package says both of a goal on the last step
-            ext_rewards = rewards + args.gamma * values[1:, :, 1] * cut
+            ext_rewards = rewards + args.gamma * values[1:, :, 1] * truncated
         streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (ext_rewards, dones, args.gamma, ext_coef)]
         advantages = torch.zeros((T, N), device=device)
         returns = torch.zeros_like(values[:T])  # (T, N, 2)

@@ -369,6 +369,8 @@ class MiniGridEnvs:
         terminated and truncated (N,) bool, the episode ends here; valid (N,) bool, False where the step was a reset.
         """
         obs, rewards, terminated, truncated, info = self.pool.step(actions)
+        # a goal on the very last step is an end; the minigrid package says both of it, EnvPool that it was cut
+        terminated, truncated = terminated | (truncated & (rewards != 0)), truncated & (rewards == 0)
         valid = ~self.done
         for i in np.flatnonzero(self.done):
             self.visits[i].clear()
@@ -938,8 +940,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         for head, (r, ends, gamma, coef) in enumerate(streams):
             v = values[..., head]
             if args.bootstrap_truncated and head == len(streams) - 1:
-                cut = truncated & ~terminated  # the minigrid package says both of a goal on the last step
-                r = r + gamma * v[1:] * cut  # the view after a step that was cut is the episode's last
+                r = r + gamma * v[1:] * truncated  # the view after a step that was cut is the episode's last
             stream_advantages = gae(r, v[:T], v[T], ends, valid, gamma, args.gae_lambda)
             returns[..., head] = stream_advantages + v[:T]
             advantages += coef * stream_advantages

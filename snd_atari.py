@@ -1525,6 +1525,7 @@ def main() -> int:
         return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        time.sleep(2 * (RANK > 0))  # torchrun ends all ranks when one has ended: let the first have its say
         return 2
     except KeyboardInterrupt:
         return 130

@@ -166,6 +166,16 @@ def test_the_step_after_an_end_is_no_experience(backend):
     assert list(envs.recent) == [episode_return for episode_return, _ in envs.episodes][-100:]
 
 
+@pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
+def test_a_goal_on_the_very_last_step_is_an_end_and_no_cut(backend):
+    envs = script.MiniGridEnvs("MiniGrid-Empty-5x5-v0", 2, 1, backend)
+    envs.reset()
+    for action in [6] * 95 + [2, 2, 1, 2, 2]:  # wait; then two ahead, turn right, two ahead; the limit is 100 steps
+        _, _, rewards, terminated, truncated, _ = envs.step(np.array([action, 6]))
+    np.testing.assert_allclose(rewards, [0.1, 0], atol=1e-6)
+    assert terminated.tolist() == [True, False] and truncated.tolist() == [False, True]
+
+
 def test_the_key_is_seen_in_the_agent_s_own_tile():
     """The notebook says that the agent cannot know whether it has the key. Tile [3, 6] shows what it carries."""
     env = doorkey(5, (2, 1, (1, 2)), (1, 1), 1)  # it faces the key
@@ -566,6 +576,16 @@ def same(a, b) -> bool:
     return a == b
 
 
+def test_a_resume_takes_the_learning_rates_that_are_asked_for(tmp_path):
+    run_dir = train(small_args(), tmp_path)
+    path, saved = script.load_checkpoint("--resume", str(run_dir))
+    flags = {"total_timesteps": 64, "learning_rate": 3e-4, "predictor_learning_rate": 5e-4}
+    args = script.Args(**saved["args"] | flags)
+    assert script.train(args, "MiniGrid-DoorKey-5x5-v0", CPU, path, saved) == 0
+    groups = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [3e-4, 5e-4]
+
+
 def test_resume_restores_the_learner_bit_for_bit(tmp_path, monkeypatch):
     run_dir = train(small_args(total_timesteps=3200, int_norm=True, obs_norm=True), tmp_path)
     path, before = script.load_checkpoint("--resume", str(run_dir))
@@ -671,6 +691,7 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--env-id", "MontezumaRevenge"], "no such environment; this script plays MiniGrid's"),
         (["--env-id", "MultiRoom-N4-S5-v1"], "EnvPool does not have MiniGrid-MultiRoom-N4-S5-v1"),
         (["--num-envs", 0], "--num-envs 0: must be at least 1"),
+        (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
         (["--num-envs", -4], "--num-envs -4: must be at least 1"),
         (["--num-steps", 0], "--num-steps 0: must be at least 1"),
         (["--log-interval", 0], "--log-interval 0: must be at least 1"),

@@ -750,6 +750,16 @@ def test_same_seed_same_scalars_and_another_seed_others(tmp_path):
     assert repr(scalars[0]) == repr(scalars[1]) and repr(scalars[0]) != repr(scalars[2])  # repr: NaN equals NaN
 
 
+def test_a_resume_takes_the_learning_rate_that_is_asked_for(fake_pool, tmp_path):
+    run_dir = train(small_args(anneal_lr=True), tmp_path)
+    path, saved = script.load_checkpoint("--resume", str(run_dir))
+    args = script.Args(**saved["args"] | {"total_timesteps": 128, "learning_rate": 3e-4, "anneal_lr": False})
+    assert script.train(args, "MontezumaRevenge-v5", CPU, path, saved) == 0
+    rates = [rate for _, rate in read_scalars(run_dir)["charts/learning_rate"]]
+    np.testing.assert_allclose(rates, [1e-4, 3e-4], rtol=1e-6)
+    assert torch.load(path, weights_only=True)["optimizer"]["param_groups"][0]["lr"] == 3e-4
+
+
 def test_resume_restores_the_learner_bit_for_bit(fake_pool, tmp_path, monkeypatch):
     run_dir = train(small_args(total_timesteps=256), tmp_path)
     path, before = script.load_checkpoint("--resume", str(run_dir))
@@ -808,6 +818,10 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--env-id", "MontezumasRevenge"], "did you mean MontezumaRevenge-v5"),
         (["--env-id", "MiniGrid-DoorKey-8x8-v0"], "this script plays Atari games"),
         (["--num-envs", 0], "--num-envs 0: must be at least 1"),
+        (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
+        (["--max-episode-steps", "1e10"], "--max-episode-steps 10000000000: must be below 2^31"),
+        (["--int-coef", 0, "--int-gamma", 0.5], "--int-gamma contradicts --int-coef 0: there is no bonus"),
+        (["--single-head", "--int-episodic"], "--int-episodic contradicts --single-head: there is no stream of the"),
         (["--num-envs", -4], "--num-envs -4: must be at least 1"),
         (["--num-steps", 0], "--num-steps 0: must be at least 1"),
         (["--num-minibatches", 0], "--num-minibatches 0: must be at least 1"),

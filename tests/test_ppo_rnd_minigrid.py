@@ -186,6 +186,16 @@ def test_episodes_are_counted_as_a_dictionary_counts_them(backend):
     assert list(envs.recent) == [episode_return for episode_return, *_ in envs.episodes][-100:]
 
 
+@pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
+def test_a_goal_on_the_very_last_step_is_an_end_and_no_cut(backend):
+    envs = script.MiniGridEnvs("MiniGrid-Empty-5x5-v0", 2, 1, backend, {})
+    envs.reset()
+    for action in [6] * 95 + [2, 2, 1, 2, 2]:  # wait; then two ahead, turn right, two ahead; the limit is 100 steps
+        _, _, rewards, terminated, truncated, _ = envs.step(np.array([action, 6]))
+    np.testing.assert_allclose(rewards, [0.1, 0], atol=1e-6)
+    assert terminated.tolist() == [True, False] and truncated.tolist() == [False, True]
+
+
 def test_the_table_counts_as_a_dictionary_does_and_survives_a_checkpoint():
     rng = np.random.default_rng(0)
     tiles = [rng.integers(0, 11, (7, 7, 3)).astype(np.uint8).tobytes() for _ in range(12)]
@@ -689,6 +699,33 @@ def test_resume_restores_the_learner_bit_for_bit(tmp_path, monkeypatch, changes)
         assert same(before[key], after[key]), key
 
 
+def test_a_resume_takes_the_learning_rates_that_are_asked_for(tmp_path):
+    run_dir = train(small_args(), tmp_path)
+    path, saved = script.load_checkpoint("--resume", str(run_dir))
+    flags = {"total_timesteps": 64, "learning_rate": 3e-4, "predictor_learning_rate": 5e-4}
+    args = script.Args(**saved["args"] | flags)
+    assert script.train(args, "MiniGrid-DoorKey-5x5-v0", CPU, path, saved) == 0
+    groups = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == [3e-4, 5e-4]
+
+
+def test_a_rollout_that_was_cut_short_is_not_counted(tmp_path, monkeypatch):
+    """The learner stands where the last whole rollout left it, the table of counts too."""
+    signals = []
+
+    class Stop:
+        number = property(lambda self: 15 if len(signals) > 12 else 0)  # within the second rollout of 8 steps
+
+    step = script.MiniGridEnvs.step
+    monkeypatch.setattr(script, "StopSignal", Stop)
+    monkeypatch.setattr(script.MiniGridEnvs, "step", lambda self, actions: signals.append(1) or step(self, actions))
+    args = small_args(novelty="count", total_timesteps=320, runs_dir=str(tmp_path))
+    assert script.train(args, "MiniGrid-DoorKey-5x5-v0", CPU, None, None) == 143
+    (run_dir,) = tmp_path.iterdir()
+    state = torch.load(run_dir / "latest.pt", weights_only=True)
+    assert len(signals) == 13 and state["iteration"] == 1 and state["table"]["counts"].sum() == 4 * 8  # no resets yet
+
+
 def test_a_nan_stops_the_run_and_names_itself(tmp_path):
     run_dir = train(small_args(), tmp_path)
     path, saved = script.load_checkpoint("--resume", str(run_dir))
@@ -762,6 +799,7 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--env-id", "DoorKey-8x8", "--env-kwargs", "size=2"], "refuses it"),
         (["--env-kwargs", "max_episode_steps=0"], "max_episode_steps must be at least 1"),
         (["--num-envs", 0], "--num-envs 0: must be at least 1"),
+        (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
         (["--num-envs", -4], "--num-envs -4: must be at least 1"),
         (["--num-envs", 63], "--num-minibatches 4: must be a divisor of --num-envs 63"),
         (["--num-steps", 0], "--num-steps 0: must be at least 1"),
@@ -783,6 +821,7 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--novelty", "count", "--obs-norm", "frozen"], "--obs-norm contradicts --novelty count"),
         (["--frozen-obs-norm-steps", 100], "--frozen-obs-norm-steps contradicts --obs-norm running"),
         (["--single-head", "--int-episodic"], "--int-episodic contradicts --single-head"),
+        (["--single-head", "--no-int-norm", "--int-gamma", 0.5], "--int-gamma contradicts --single-head --no-int-norm"),
         (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint nowhere"),
         (["--evaluate", "empty"], "--evaluate empty: there is no checkpoint empty/latest.pt"),
         (["--resume", "garbage.pt"], "is damaged or is no checkpoint"),

@@ -170,14 +170,73 @@ def test_ctrl_c_stops_all_ranks_and_saves(tmp_path):
     process.send_signal(signal.SIGINT)  # torchrun passes it on
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert f"resume with: python {ROOT / 'ppo_rnd_atari.py'} --resume {path.parent.relative_to(tmp_path)}" in output
-    assert output.count("stopping when the learner can be saved") == 1
+    command = f"torchrun --nproc-per-node 2 {ROOT / 'ppo_rnd_atari.py'} --resume {path.parent.relative_to(tmp_path)}"
+    assert f"resume with: {command}" in output
+    assert output.count("stopping when the learner can be saved\n") == 1
     torch.load(path, weights_only=True)
 
 
-def test_what_torchrun_cannot_do_is_one_line(tmp_path):
+FAULT = """
+import sys
+sys.path.insert(0, {root!r})
+import {name} as script
+step = script.AtariEnvs.step
+def fail(self, actions):
+    if script.RANK == 1:
+        raise {error}
+    return step(self, actions)
+script.AtariEnvs.step = fail
+sys.exit(script.main())
+"""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("OSError('no more emulators')", "error: rank 1 of 2: no more emulators; what was saved before is whole"),
+        ("ValueError('a mistake')", "ValueError: a mistake"),
+    ],
+    ids=["OSError", "ValueError"],
+)
+def test_an_error_of_one_rank_is_told(name, error, message, tmp_path):
+    program = tmp_path / "fault.py"
+    program.write_text(FAULT.format(root=str(ROOT), name=name, error=error))
+    command = [*TORCHRUN, str(program), *SMALL, *SCRIPTS[name], "--num-envs", "4", "--total-timesteps", "128"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and message in done.stderr, done.stderr
+
+
+def test_ctrl_c_in_the_warm_up_ends_all_ranks(tmp_path):
+    process = start_run(tmp_path, "--warmup-rollouts", "100000")
+    for line in process.stdout:
+        if line.startswith("random agent"):
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert "stopped before training began: there is nothing to save" in output
+    assert "has lost the others" not in errors
+    assert not list(tmp_path.glob("runs/*/*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gamma", "2"], "--gamma 2.0: must be in [0, 1]"),
+        (["--total-timesteps", "16384"], "--total-timesteps 16384: must be at least one rollout, 32768 steps"),
+        (["--evaluate", "run"], "--evaluate is for one process, without torchrun"),
+    ],
+    ids=["gamma", "total-timesteps", "evaluate"],
+)
+def test_what_torchrun_cannot_do_is_one_line(flags, message, tmp_path):
     """Wrong flags are said once, not once for each rank."""
-    command = [*TORCHRUN, str(ROOT / "ppo_rnd_atari.py"), "--gamma", "2"]
+    if "--evaluate" in flags:
+        run = run_script("ppo_rnd_atari.py", *SMALL, "--num-envs", 4, "--total-timesteps", 128, cwd=tmp_path)
+        assert run.returncode == 0
+        (tmp_path / "runs").rename(tmp_path / "kept")
+        flags = ["--evaluate", str(next((tmp_path / "kept").iterdir()))]
+    before = sorted(tmp_path.rglob("*"))
+    command = [*TORCHRUN, str(ROOT / "ppo_rnd_atari.py"), "--device", "cpu", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0 and done.stderr.count("error: --gamma 2.0: must be in [0, 1]") == 1
-    assert not list(tmp_path.iterdir())
+    assert done.returncode != 0 and done.stderr.count(f"error: {message}") == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -580,6 +580,7 @@ def test_a_nan_stops_the_run_and_names_itself(tmp_path, monkeypatch, capsys):
         (["--int-coef", "-1"], "must be a number that is not negative"),
         (["--ent-coef", "inf"], "must be a number that is not negative"),
         (["--seed", "-1"], "must be a number that is not negative"),
+        (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
         (["--gamma", "1.1"], "--gamma 1.1: must be in [0, 1]"),
         (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint nowhere"),
         (["--evaluate", "nowhere"], "--evaluate nowhere: there is no checkpoint nowhere"),
@@ -621,6 +622,12 @@ def test_checkpoints_that_do_not_fit(monkeypatch, capsys, tmp_path):
     assert (run_dir / "latest.pt").read_bytes() == good
     assert run_main(monkeypatch, "--resume", run_dir, "--total-episodes", 12) == 0
     assert torch.load(run_dir / "latest.pt", weights_only=True)["progress"]["episode"] == 12
+    rates = {"--learning-rate": 0.01, "--baseline-learning-rate": 0.02, "--predictor-learning-rate": 0.03}
+    flags = ["--total-episodes", 16, "--no-anneal", *(x for pair in rates.items() for x in pair)]
+    assert run_main(monkeypatch, "--resume", run_dir, *flags) == 0
+    state = torch.load(run_dir / "latest.pt", weights_only=True)
+    groups = [*state["optimizer"]["param_groups"], *state["predictor_optimizer"]["param_groups"]]
+    assert [group["lr"] for group in groups] == [*rates.values()]
 
 
 def test_a_run_as_a_user_sees_it(tmp_path):
