@@ -17,6 +17,7 @@ is paid once, at the goal: 1 - 0.9 * steps / limit. Acting at random it gets the
 and in 0.5 % of the 16x16 one. A2C plays T steps in N copies and takes one gradient step on all of them:
 
     A(t) = sum over k of (gamma * lambda)^k * delta(t+k),   delta(t) = r(t) + gamma * V(t+1) - V(t)
+    R(t) = A(t) + V(t), the return that V is to learn
     loss = mean over steps of -log pi(a(t) | o(t)) * A(t) + vf_coef * (R(t) - V(t))^2 - ent_coef * entropy
 
 Random Network Distillation adds a reward for what is new. A random network f, the target, is never trained; a second
@@ -115,14 +116,16 @@ Int = Annotated[
 ]
 
 
+Preset = Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"]
+
+
 @dataclasses.dataclass
 class Args:
-    # The defaults are the notebook's, `--preset` puts others in their place. The comments are the help of `--help`.
+    # The defaults are the notebook's, `--preset` puts others in their place; "paper" is RND's, "reference" its authors'
+    # code. The comments are the help of `--help`.
 
     # experiment
-    preset: Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"] = (
-        "notebook"  # a set of defaults; flags beside it stand
-    )
+    preset: Preset = "notebook"  # a set of defaults; flags beside it stand
     seed: Int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda, then mps, then cpu; for nets this small, cpu
     runs_dir: str = "runs"  # where the run's folder is made
@@ -138,7 +141,7 @@ class Args:
 
     # environment
     env_id: str = "DoorKey-8x8"  # any of MiniGrid's; DoorKey-8x8 and MiniGrid-DoorKey-8x8-v0 mean the same
-    backend: Literal["envpool", "gymnasium"] = "envpool"  # gymnasium: the minigrid package, slow; right for MultiRoom
+    backend: Literal["envpool", "gymnasium"] = "envpool"  # gymnasium: the minigrid package, slower
     num_envs: Int = 32  # parallel environments, N
 
     # A2C
@@ -152,7 +155,7 @@ class Args:
     vf_coef: float = 0.5  # weight of the value losses, squared error for each head
     max_grad_norm: float = 0.5  # clip the norm of the gradient of policy and values
     norm_adv: bool = False  # divide the advantages of a rollout by their deviation
-    bootstrap_truncated: bool = False  # value what would have followed the time limit (notebook: it ends the episode)
+    bootstrap_truncated: bool = False  # value what the time limit cut off, extrinsic stream only (notebook: no)
     orthogonal: bool = False  # orthogonal initial weights for all networks (notebook: PyTorch's own)
     one_hot: bool = False  # object, colour and state of a tile as planes of 0 and 1 (notebook: the codes as numbers)
 
@@ -226,7 +229,8 @@ def check_args(args: Args) -> None:
     require(args.total_timesteps >= rollout, "total_timesteps", f"at least one rollout, {rollout} steps")
     if args.int_coef == 0:
         preset = Args(**PRESETS[args.preset])
-        for flag in ("int_gamma", "int_episodic", "int_norm", "obs_norm", "same_obs", "first_visit", "dropout"):
+        bonus = ("int_gamma", "int_episodic", "int_norm", "obs_norm", "same_obs", "first_visit", "dropout")
+        for flag in (*bonus, "predictor_learning_rate", "predictor_max_grad_norm"):
             if getattr(args, flag) != getattr(preset, flag):
                 raise UserError(
                     f"--{flag.replace('_', '-')} contradicts --int-coef 0: there is no bonus for it to change"
@@ -373,8 +377,8 @@ def planes(views: Tensor, one_hot: bool) -> Tensor:
     return torch.cat(codes, 3).permute(0, 3, 1, 2).float()
 
 
-def conv_features(num_planes: int) -> list[nn.Module]:
-    """Planes (U, C, 7, 7) -> (U, 1024). All networks of this script start with these layers, PyTorch's own weights."""
+def conv_layers(num_planes: int) -> list[nn.Module]:
+    """Planes (U, C, 7, 7) -> (U, 1024). All networks of this script start with these layers."""
     return [
         nn.Conv2d(num_planes, 16, 2),
         nn.ReLU(),
@@ -388,9 +392,10 @@ def conv_features(num_planes: int) -> list[nn.Module]:
 
 def init_orthogonal(network: nn.Module) -> None:
     """Orthogonal weights of gain sqrt(2), of the policy's and the values' last layers 0.01; zero biases (as RND's)."""
-    for layer in network.modules():
+    for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(layer.weight, 0.01 if layer.weight.shape[0] < 16 else 2**0.5)
+            last = name in ("policy_head", "int_value_head", "ext_value_head")
+            nn.init.orthogonal_(layer.weight, 0.01 if last else 2**0.5)
             nn.init.zeros_(layer.bias)
 
 
@@ -400,7 +405,7 @@ class Agent(nn.Module):
     def __init__(self, num_actions: int, num_planes: int):
         super().__init__()
         # 64 hidden units for each of the three heads, in one layer because that is faster
-        self.features = nn.Sequential(*conv_features(num_planes), nn.Linear(1024, 3 * 64), nn.Tanh())
+        self.features = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 3 * 64), nn.Tanh())
         self.policy_head = nn.Linear(64, num_actions)
         self.int_value_head = nn.Linear(64, 1)
         self.ext_value_head = nn.Linear(64, 1)
@@ -419,8 +424,9 @@ class RND(nn.Module):
         super().__init__()
         # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
         # from what it has not seen (paper section 2.2.1). Its dropout acts in training only, not when it rewards.
-        self.target = nn.Sequential(*conv_features(num_planes), nn.Linear(1024, 256)).requires_grad_(False)
-        self.predictor = nn.Sequential(*conv_features(num_planes), nn.Linear(1024, 256))
+        self.target = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 256)).requires_grad_(False)
+        # In two parts: the trunk runs once for each view, the head, which starts with the dropout, once for each step.
+        self.predictor_trunk = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 256))
         self.predictor_head = nn.Sequential(
             *(nn.Dropout(dropout), nn.ReLU(), nn.Linear(256, 256)),
             *(nn.Dropout(dropout), nn.ReLU(), nn.Linear(256, 256)),
@@ -541,8 +547,8 @@ def a2c_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
     policy_loss = masked_mean(-chosen * batch["advantages"], valid)
     entropy = masked_mean(-(logprobs.exp() * logprobs).sum(1), valid)
     value_losses = [masked_mean(error, valid) for error in (values - batch["returns"]).square().unbind(1)]
-    if args.int_coef == 0:  # without the bonus its value head is not trained either
-        value_losses[0] = torch.zeros_like(value_losses[0])
+    coefs = (args.int_coef, args.ext_coef)  # a stream that is turned off does not shape the features either
+    value_losses = [loss * (coef != 0) for loss, coef in zip(value_losses, coefs, strict=True)]
     loss = policy_loss + args.vf_coef * sum(value_losses) - args.ent_coef * entropy
     return loss, {
         "policy_loss": policy_loss,
@@ -694,7 +700,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     num_planes = sum(NUM_CODES) if args.one_hot else 3
     agent = Agent(envs.num_actions, num_planes).to(device)
     rnd = RND(N, num_planes, args.dropout, device)
-    predictor_parameters = [*rnd.predictor.parameters(), *rnd.predictor_head.parameters()]
+    predictor_parameters = [*rnd.predictor_trunk.parameters(), *rnd.predictor_head.parameters()]
     groups = [
         {"params": [*agent.parameters()], "lr": args.learning_rate},
         {"params": predictor_parameters, "lr": args.predictor_learning_rate},
@@ -718,7 +724,11 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     run_dir, writer = open_run(args, env_id, path, iteration * B)
 
     # what is about to happen
-    networks = {"agent": agent, "predictor": nn.ModuleList([rnd.predictor, rnd.predictor_head]), "target": rnd.target}
+    networks = {
+        "agent": agent,
+        "predictor": nn.ModuleList([rnd.predictor_trunk, rnd.predictor_head]),
+        "target": rnd.target,
+    }
     print(f"device       {device}{f', threads: {torch.get_num_threads()}' * (device.type == 'cpu')}")
     print(f"environment  {env_id} x {N} ({args.backend}), {envs.num_actions} actions")
     print(f"preset       {args.preset}, {'bonus ' + format(args.int_coef, 'g') if args.int_coef else 'no bonus'}")
@@ -730,7 +740,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     def save() -> None:
         """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
         nonlocal best_score
-        score = float(np.mean(envs.recent)) if envs.recent else float("-inf")
+        score = float(np.mean(envs.recent)) if len(envs.recent) == 100 else float("-inf")  # before: only short ones
         is_best, best_score = score > best_score, max(score, best_score)
         state = {name: part.state_dict() for name, part in learner.items()} | {
             "script": SCRIPT,
@@ -791,11 +801,11 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         if args.int_coef:
             if args.obs_norm:
                 # paper: 50 rollouts of a random agent first, here: the moments take in each rollout before it is
-                # rewarded, because that does for a start
-                seen = torch.bincount(index[1:][valid], minlength=len(views))  # (U,) how often, resets left out
-                rnd.obs_rms.update(inputs, seen)
+                # rewarded, because then the first is whitened by itself
+                times = torch.bincount(index[1:][valid], minlength=len(views))  # (U,) resets left out
+                rnd.obs_rms.update(inputs, times)
             rnd_inputs = whiten(inputs, rnd.obs_rms) if args.obs_norm else inputs
-            targets, predictor_hidden = rnd.target(rnd_inputs), rnd.predictor(rnd_inputs)  # (U, 256) each
+            targets, predictor_hidden = rnd.target(rnd_inputs), rnd.predictor_trunk(rnd_inputs)  # (U, 256) each
             intrinsic = novelty(rnd, predictor_hidden, targets)[index[1:]]  # (T, N)
             if args.first_visit:
                 intrinsic = intrinsic * new
@@ -859,7 +869,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         if iteration % args.log_interval and iteration < num_iterations:
             continue
         scalars = {key: total / (iteration - logged) for key, total in totals.items()}
-        for head, suffix in enumerate(("_int", "_ext")):
+        for head, suffix in enumerate(("_int", "_ext")):  # these, and unique_views, of the last rollout alone
             if head == 0 and args.int_coef == 0:
                 continue
             explained = explained_variance(values[:T, :, head], returns[..., head], valid)
@@ -868,7 +878,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(envs.episodes, axis=0)
             scalars["charts/success_rate"] = np.mean([episode_return > 0 for episode_return, _ in envs.episodes])
             envs.episodes.clear()
-        if len(envs.recent) == 100:  # fewer would be those that were short
+        if len(envs.recent) == 100:  # before that only the short ones have ended
             scalars["charts/score"] = np.mean(envs.recent)
         scalars["charts/unique_views"] = len(views) / (B + N)
         scalars["charts/SPS"] = (iteration - logged) * B / (time.time() - logged_at)
@@ -958,6 +968,8 @@ def main() -> int:
             args = tyro.cli(Args, default=Args(preset=args.preset, **PRESETS[args.preset]))
         check_args(args)
         env_id = resolve_env_id(args.env_id, args.backend)
+        if args.backend == "envpool" and ("MultiRoom" in env_id or "ObstructedMaze" in env_id):
+            raise UserError(f"--env-id {env_id}: EnvPool 1.2.5 plays another game by that name; --backend gymnasium")
         device = resolve_device(args.device)
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)  # nets this small gain little from more; other cores can run other seeds

@@ -829,7 +829,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         of_ranks = all_objects((*rng, rnd.filtered.cpu()))
         if RANK:
             return
-        score = float(np.mean(envs.recent)) if envs.recent else float("-inf")
+        score = float(np.mean(envs.recent)) if len(envs.recent) == 100 else float("-inf")
         is_best, best_score = score > best_score, max(score, best_score)
         state = {name: part.state_dict() for name, part in learner.items()} | {
             "script": SCRIPT,

@@ -843,7 +843,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     def save() -> None:
         """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
         nonlocal best_score
-        score = float(np.mean(envs.recent)) if envs.recent else float("-inf")
+        score = float(np.mean(envs.recent)) if len(envs.recent) == 100 else float("-inf")  # before: only short ones
         is_best, best_score = score > best_score, max(score, best_score)
         state = {name: part.state_dict() for name, part in learner.items()} | {
             "script": SCRIPT,
@@ -1003,7 +1003,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             scalars["charts/success_rate"] = np.mean([episode_return > 0 for episode_return, *_ in envs.episodes])
             cells = f", cells {columns[2]:.0f}"
             envs.episodes.clear()
-        if len(envs.recent) == 100:  # fewer would be those that were short
+        if len(envs.recent) == 100:  # before that only the short ones have ended
             scalars["charts/score"] = np.mean(envs.recent)
         scalars["charts/unique_views"] = len(views) / (B + N)
         scalars["charts/SPS"] = B / (time.time() - iteration_start)

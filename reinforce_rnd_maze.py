@@ -25,7 +25,8 @@ agent sees. Where they still disagree, the agent has seldom been:
     A(t)     = int_coef * (G_int - V_int) + ext_coef * (G - V)      takes the place of G - V in the loss
 
 Five things make it work:
-  1. The bonus must fall as a place becomes familiar, at a pace that the policy can follow (class RND, `--bonus`).
+  1. The bonus must fall as a place becomes familiar, at a pace that the policy can follow
+     (`--predictor-learning-rate`).
   2. It is divided by the running deviation of its own discounted return, and that deviation forgets nothing: one that
      forgets would blow up the last noise to full size when everything is known.
   3. The bonus does not end with the episode: after the goal there is a next episode, with novelties of its own. If it
@@ -106,7 +107,8 @@ Int = Annotated[
 
 @dataclasses.dataclass
 class Args:
-    # "Notes" are the source of the maze, "paper" is that of RND. The comments are the help of `--help`.
+    # "Notes" are the source of the maze, "paper" is that of RND, "reference" its authors' code. The comments are the
+    # help of `--help`.
 
     # experiment
     seed: Int = 1  # seed of the networks and the actions
@@ -129,18 +131,18 @@ class Args:
     learning_rate: float = 1e-3  # Adam's step size for the policy (notes: 1e-4, for 5,000 gradient steps, not 750)
     baseline_learning_rate: float = 4e-3  # the same for the baseline, which has to keep up with a moving bonus
     gamma: float = 0.98  # discount of the extrinsic stream (notes)
-    ent_coef: float = 0.01  # weight of the entropy term at the start (notes: 0.1, where returns were larger)
+    ent_coef: float = 0.01  # weight of the entropy term at the start (notes: 0.1, without a baseline)
     max_grad_norm: float = 0.5  # clip the norm of the policy's gradient (notes)
     baseline: bool = True  # subtract a learned value from the returns (notes: no)
     anneal: bool = True  # let bonus, entropy term and learning rate fade to 0 in a straight line (notes: no)
-    return_norm: bool = False  # standardise the returns within each episode: the mistake that the notes warn of
+    return_norm: bool = False  # standardise advantages within each episode; with --no-baseline the notes' mistake
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage at the start (paper); 0: REINFORCE without the bonus
     ext_coef: float = 2.0  # weight of the extrinsic advantage (paper)
     int_gamma: float = 0.99  # discount of the intrinsic stream (paper)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; without a baseline it does)
-    bonus: str = "rnd"  # rnd, or seed: the error standardised within itself, which cannot shrink (notes)
+    bonus: str = "rnd"  # rnd, or seed: that of the notes, the error standardised within itself
     predictor_learning_rate: float = 0.25  # the predictor's step size, plain gradient descent
 
 
@@ -161,6 +163,14 @@ def check_args(args: Args) -> None:
     for flag in ("gamma", "int_gamma"):
         require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
     require(args.bonus in ("rnd", "seed"), "bonus", "rnd or seed")
+    for contradiction, reason, flags in (
+        (args.int_coef == 0, "--int-coef 0: there is no bonus", ("int_gamma", "int_episodic")),
+        (not args.baseline, "--no-baseline: there is none", ("baseline_learning_rate",)),
+        (not args.baseline, "--no-baseline: then the intrinsic stream always ends", ("int_episodic",)),
+    ):
+        for flag in flags:
+            if contradiction and getattr(args, flag) != getattr(Args(), flag):
+                raise UserError(f"--{flag.replace('_', '-')} contradicts {reason}")
     if args.resume and args.evaluate:
         raise UserError("--resume and --evaluate exclude each other")
 
@@ -212,7 +222,8 @@ def resolve_goal(name: str) -> tuple[int, int]:
 
 
 class MazeEnvs(gym.vector.VectorEnv):
-    """N copies of the maze. The agent starts at (0, 0); a bump leaves it where it is; only the goal pays, 1.
+    """N copies of the maze. The agent starts in state `start`, which is (0, 0) unless set otherwise; a bump leaves it
+    where it is; only the goal pays, 1.
 
     An observation is the maze as one plane of codes, (1, 10, 10): 0 free, 2 the goal, 3 walls, 4 the agent. As nothing
     but the agent moves there are only S = 67 of them, one for each free cell; `infos["state"]` (N,) says which, and
@@ -262,7 +273,7 @@ class MazeEnvs(gym.vector.VectorEnv):
         self.state = self.next_state[self.state, actions]
         arrived, before = self.state == self.goal, self.arrived
         self.arrived = arrived
-        terminated = arrived > before
+        terminated = arrived & ~before
         truncated = ~arrived if self.steps == self.max_episode_steps else np.zeros(self.num_envs, bool)
         return (
             self.observations[self.state],
@@ -303,8 +314,8 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 class Agent(nn.Module):
     """Policy and baseline. The order of the baseline's values is intrinsic, extrinsic.
 
-    The baseline has a network of its own: in a common one its gradient, which is a hundred times as large, would push
-    the policy's aside.
+    The baseline has a network of its own: in a common one its gradient, in a trial 250 times as large, would push the
+    policy's aside.
     """
 
     def __init__(self, num_actions: int):
@@ -440,16 +451,16 @@ def discounted_returns(rewards: Tensor, valid: Tensor, gamma: float, last: Tenso
     return returns
 
 
-def standardise(returns: Tensor, valid: Tensor) -> Tensor:
-    """Returns (T, N) with mean 0 and deviation 1 over the valid steps of each column, that is of each episode.
+def standardise(advantages: Tensor, valid: Tensor) -> Tensor:
+    """Advantages (T, N) with mean 0 and deviation 1 over the valid steps of each column, that is of each episode.
 
-    In an episode that is paid at its end the return grows with every step. So this calls the first steps bad and the
-    last ones good, whatever was done, and the first room is learned badly.
+    Without a baseline they are the returns. In an episode that is paid at its end these grow with every step. So this
+    calls the first steps bad and the last ones good, whatever was done, and the first room is learned badly.
     """
     count = valid.sum(0)
-    mean = (returns * valid).sum(0) / count  # (N,)
-    std = ((returns - mean).square() * valid).sum(0).div((count - 1).clamp(min=1)).sqrt()
-    return (returns - mean) / (std + 1e-9) * valid
+    mean = (advantages * valid).sum(0) / count  # (N,)
+    std = ((advantages - mean).square() * valid).sum(0).div((count - 1).clamp(min=1)).sqrt()
+    return (advantages - mean) / (std + 1e-9) * valid
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
@@ -589,9 +600,9 @@ def play(envs: MazeEnvs, policy: Tensor) -> dict[str, np.ndarray]:
     steps = []
     _, infos = envs.reset()
     ongoing = np.ones(envs.num_envs, bool)
-    for draw in draws:
+    for uniform in draws:  # (N, 1)
         state = infos["state"]
-        action = (draw >= thresholds[state]).sum(1)
+        action = (uniform >= thresholds[state]).sum(1)
         _, reward, terminated, truncated, infos = envs.step(action)
         steps.append((state, action, infos["state"], reward, ongoing))
         ongoing = ongoing & ~(terminated | truncated)
@@ -628,14 +639,15 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     progress = {"step": 0, "episode": 0, "iteration": 0, "first_hit": None, "solved": None, "seconds": 0.0}
     recent = collections.deque(maxlen=100)  # did the last episodes from the true start find the goal?
     visits = torch.zeros(S, dtype=torch.int64)  # how often each state was entered
-    snapshots = []  # eight times in a run: [step, visits (S,) so far, bonus (S,)]
+    snapshots = []  # at each eighth of the run: [step, visits (S,) so far, bonus (S,)]
     curve = []  # after every batch: [step, episode, success rate, length of the path of likeliest actions]
     demo = shortest_path(envs)[:-1] if args.demo_curriculum else [0]  # episodes start at its last state
     if saved:
         for name, part in learner.items():
             load_state(part, saved[name], path)
-        optimizer.param_groups[1]["lr"] = args.baseline_learning_rate  # those of the checkpoint, unless others are
-        predictor_optimizer.param_groups[0]["lr"] = args.predictor_learning_rate  # asked for
+        # the checkpoint's step sizes, unless others are asked for; the policy's is set in each iteration
+        optimizer.param_groups[1]["lr"] = args.baseline_learning_rate
+        predictor_optimizer.param_groups[0]["lr"] = args.predictor_learning_rate
         torch.set_rng_state(saved["rng_cpu"])
         progress, visits, snapshots = saved["progress"], saved["visits"], saved["snapshots"]
         curve, demo = saved["curve"], saved["demo"]
@@ -645,7 +657,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
     # what is about to happen
     networks = {"policy": agent.policy, "baseline": agent.baseline, "predictor": rnd.predictor, "target": rnd.target}
     bonus = f"{args.bonus} x {args.int_coef:g}" if args.int_coef else "none"
-    print(f"device       {device} (1 thread)" if device.type == "cpu" else f"device       {device}")
+    print(f"device       {device}{f', threads: {torch.get_num_threads()}' * (device.type == 'cpu')}")
     print(f"environment  {env_id} x {N}, shortest path {len(shortest_path(envs)) - 1} steps, bonus {bonus}")
     print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
     print("memory       about 0.5 GB, most of it libraries")
@@ -657,7 +669,7 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         state = {name: part.state_dict() for name, part in learner.items()} | {
             "script": SCRIPT,
             "args": {**vars(args), "resume": None},
-            "identity": {"goal": args.goal, "num_envs": N},
+            "identity": {"goal": args.goal, "num_envs": N, "demo_curriculum": args.demo_curriculum},
             "progress": {**progress, "seconds": progress["seconds"] + time.time() - start_time},
             "rng_cpu": torch.get_rng_state(),
             "recent": list(recent),
@@ -752,7 +764,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             "charts/episodes": progress["episode"],
             "charts/moved": masked_mean((states != next_states).float(), valid),
             "charts/SPS": num_steps / (time.time() - iteration_start),
+            "charts/learning_rate": optimizer.param_groups[0]["lr"],
             "losses/policy_loss": policy_loss,
+            "losses/value_loss": value_loss,
             "losses/value_loss_int": value_loss_int,
             "losses/value_loss_ext": value_loss_ext,
             "losses/entropy": entropy,
@@ -785,7 +799,8 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
             refresh=False,
         )
         bar.update(min(progress["episode"], args.total_episodes) - bar.n)
-        if progress["episode"] >= args.total_episodes * (len(snapshots) + 1) / 8:
+        part = args.total_episodes / 8
+        if progress["episode"] // part > (progress["episode"] - N) // part:
             snapshots.append([progress["step"], visits.clone(), raw_bonus.cpu()])
             trajectory = [*states[valid[:, 0], 0].tolist(), int(next_states[-1, 0])]
             bar.say(f"episode {progress['episode']:,}: likeliest actions, and where the last episode went")
@@ -804,7 +819,9 @@ def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | No
         print(f"{text:28s} {when}")
     print(f"{'path of likeliest actions':28s} {path_length or 'none'}; the shortest is {len(shortest_path(envs)) - 1}")
     took = datetime.timedelta(seconds=round(progress["seconds"] + time.time() - start_time))
-    score = f"{success:.2f} over the last {len(recent)} episodes"
+    score = (
+        f"{success:.2f} over the last {len(recent)} episodes" if len(demo) == 1 else "none yet, start not moved back"
+    )
     print(f"score {score}, steps {progress['step']:,}, time {took}, folder {run_dir}")
     if stop.number:
         print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
@@ -862,6 +879,7 @@ def evaluate(args: Args, path: pathlib.Path, saved: dict) -> None:
 def plot(path: pathlib.Path) -> None:
     """Draws a checkpoint into its run's folder: exploration.png, policy.png, learning_curve.png."""
     _, saved = load_checkpoint("--plot", str(path))
+    path = path.resolve()
     args, run_dir = Args(**saved["args"]), path.parent
     goal = resolve_goal(args.goal)
     envs = MazeEnvs(1, goal, args.max_episode_steps)
@@ -951,8 +969,8 @@ def main() -> int:
         check_args(args)
         row, column = resolve_goal(args.goal)
         device = resolve_device(args.device)
-        if device.type == "cpu":
-            torch.set_num_threads(1)  # nets this small gain nothing from more; other cores can run other seeds
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # nets this small gain little from more; other cores can run other seeds
         if saved:
             for name, value in saved["identity"].items():
                 if value != getattr(args, name):

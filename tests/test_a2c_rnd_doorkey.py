@@ -271,11 +271,11 @@ def test_networks_are_the_notebook_s():
 
     assert [type(m).__name__ for m in rnd.predictor_head] == ["Dropout", "ReLU", "Linear"] * 2
     assert [m.p for m in rnd.predictor_head if isinstance(m, nn.Dropout)] == [0.25, 0.25]
-    assert rnd.target(x).shape == rnd.predictor(x).shape == (5, 256)
-    assert [p.shape for p in rnd.target.parameters()] == [p.shape for p in rnd.predictor.parameters()]
+    assert rnd.target(x).shape == rnd.predictor_trunk(x).shape == (5, 256)
+    assert [p.shape for p in rnd.target.parameters()] == [p.shape for p in rnd.predictor_trunk.parameters()]
     assert not any(p.requires_grad for p in rnd.target.parameters())
-    assert all(p.requires_grad for p in [*rnd.predictor.parameters(), *rnd.predictor_head.parameters()])
-    size = sum(p.numel() for p in [*rnd.predictor.parameters(), *rnd.predictor_head.parameters()])
+    assert all(p.requires_grad for p in [*rnd.predictor_trunk.parameters(), *rnd.predictor_head.parameters()])
+    size = sum(p.numel() for p in [*rnd.predictor_trunk.parameters(), *rnd.predictor_head.parameters()])
     assert size == 208 + 2080 + 8256 + 1024 * 256 + 256 + 2 * (256 * 256 + 256)
 
 
@@ -406,7 +406,7 @@ def transcription(args: script.Args, envs: FakeEnvs, rollouts: int) -> dict[str,
         script.init_orthogonal(rnd)
     heads = notebook_s_heads(agent)
     convs = agent.features[:7]
-    predictor = nn.Sequential(*rnd.predictor, *rnd.predictor_head)
+    predictor = nn.Sequential(*rnd.predictor_trunk, *rnd.predictor_head)
     ac = [*convs.parameters(), *heads.parameters()]
     for part in (convs, heads):
         part.requires_grad_()
@@ -586,6 +586,21 @@ def test_a_resume_takes_the_learning_rates_that_are_asked_for(tmp_path):
     assert [group["lr"] for group in groups] == [3e-4, 5e-4]
 
 
+def test_the_best_checkpoint_wants_a_hundred_episodes(tmp_path, monkeypatch):
+    """The first episodes to end are the short ones, which a random agent can have solved by luck."""
+    for count, there in ((99, False), (100, True)):
+        init = script.MiniGridEnvs.__init__
+
+        def start(self, *args, init=init, count=count):
+            init(self, *args)
+            self.recent.extend([0.8] * count)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(script.MiniGridEnvs, "__init__", start)
+            run_dir = train(small_args(), tmp_path / str(count))
+        assert (run_dir / "best.pt").exists() == there
+
+
 def test_resume_restores_the_learner_bit_for_bit(tmp_path, monkeypatch):
     run_dir = train(small_args(total_timesteps=3200, int_norm=True, obs_norm=True), tmp_path)
     path, before = script.load_checkpoint("--resume", str(run_dir))
@@ -690,6 +705,9 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--env-id", "CartPole-v1"], "no such environment"),
         (["--env-id", "MontezumaRevenge"], "no such environment; this script plays MiniGrid's"),
         (["--env-id", "MultiRoom-N4-S5-v1"], "EnvPool does not have MiniGrid-MultiRoom-N4-S5-v1"),
+        (["--env-id", "MultiRoom-N6"], "EnvPool 1.2.5 plays another game by that name; --backend gymnasium"),
+        (["--env-id", "ObstructedMaze-2Dlh"], "EnvPool 1.2.5 plays another game by that name; --backend gymnasium"),
+        (["--int-coef", 0, "--predictor-learning-rate", 1e-3], "--predictor-learning-rate contradicts --int-coef 0"),
         (["--num-envs", 0], "--num-envs 0: must be at least 1"),
         (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
         (["--num-envs", -4], "--num-envs -4: must be at least 1"),

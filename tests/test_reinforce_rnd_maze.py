@@ -579,6 +579,9 @@ def test_a_nan_stops_the_run_and_names_itself(tmp_path, monkeypatch, capsys):
         (["--max-grad-norm", "0"], "must be a positive number"),
         (["--int-coef", "-1"], "must be a number that is not negative"),
         (["--ent-coef", "inf"], "must be a number that is not negative"),
+        (["--int-coef", 0, "--int-gamma", 0.5], "--int-gamma contradicts --int-coef 0: there is no bonus"),
+        (["--no-baseline", "--baseline-learning-rate", 0.1], "--baseline-learning-rate contradicts --no-baseline"),
+        (["--no-baseline", "--int-episodic"], "--int-episodic contradicts --no-baseline"),
         (["--seed", "-1"], "must be a number that is not negative"),
         (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
         (["--gamma", "1.1"], "--gamma 1.1: must be in [0, 1]"),
@@ -611,6 +614,7 @@ def test_checkpoints_that_do_not_fit(monkeypatch, capsys, tmp_path):
     for flags, message in [
         (["--resume", run_dir], "has all of its 8 episodes; ask for more with --total-episodes"),
         (["--resume", run_dir, "--goal", "9-9"], "is of a run with goal 9-1, not 9-9"),
+        (["--resume", run_dir, "--demo-curriculum"], "is of a run with demo_curriculum False, not True"),
         (["--resume", run_dir, "--num-envs", 2, "--total-episodes", 16], "is of a run with num_envs 4, not 2"),
         (["--resume", "cut.pt"], "cut.pt is damaged or is no checkpoint"),
         (["--resume", "foreign.pt"], "was written by another, not by this script"),
@@ -622,8 +626,14 @@ def test_checkpoints_that_do_not_fit(monkeypatch, capsys, tmp_path):
     assert (run_dir / "latest.pt").read_bytes() == good
     assert run_main(monkeypatch, "--resume", run_dir, "--total-episodes", 12) == 0
     assert torch.load(run_dir / "latest.pt", weights_only=True)["progress"]["episode"] == 12
+    capsys.readouterr()
+    assert run_main(monkeypatch, "--resume", run_dir, "--total-episodes", 48) == 0  # an eighth is 6 episodes
+    assert capsys.readouterr().out.count("likeliest actions, and where") == 6
+    monkeypatch.chdir(run_dir)
+    assert run_main(monkeypatch, "--evaluate", ".", "--plot") == 0
+    monkeypatch.chdir(tmp_path)
     rates = {"--learning-rate": 0.01, "--baseline-learning-rate": 0.02, "--predictor-learning-rate": 0.03}
-    flags = ["--total-episodes", 16, "--no-anneal", *(x for pair in rates.items() for x in pair)]
+    flags = ["--total-episodes", 60, "--no-anneal", *(x for pair in rates.items() for x in pair)]
     assert run_main(monkeypatch, "--resume", run_dir, *flags) == 0
     state = torch.load(run_dir / "latest.pt", weights_only=True)
     groups = [*state["optimizer"]["param_groups"], *state["predictor_optimizer"]["param_groups"]]
