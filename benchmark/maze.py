@@ -147,7 +147,9 @@ def print_table(runs: list[dict]) -> None:
 
 
 def draw(runs: list[dict], out: pathlib.Path) -> None:
-    """Learning curves for the three goals, mean and 95 % interval; what standardised returns do to the first room."""
+    """Learning curves for the three goals and of what each part is worth, mean and 95 % interval; what standardised
+    returns do to the first room.
+    """
     figure, panels = plt.subplots(1, 3, figsize=(11, 3), sharey=True, layout="constrained")
     for panel, (goal, shortest) in zip(panels, (("9-1", 14), ("9-6", 23), ("9-9", 50)), strict=True):
         for name, color in (("with RND", "C0"), ("without", "C1")):
@@ -159,6 +161,17 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     panels[0].set_ylabel("success, last 100 episodes")
     panels[0].legend(fontsize=8, loc="lower right")
     figure.savefig(out.parent / f"{out.name}_curves.png", dpi=120)
+
+    figure, panel = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    parts = ("with RND", "bonus ends with the episode", "nothing fades", "seed's bonus", "no baseline", "demonstration")
+    for k, name in enumerate(parts):
+        mine = [r["curve"].split() for r in runs if r["row"] == f"9-9, {name}"]
+        curves = [np.array([[float(x) for x in point.split(":")] for point in points]).T for points in mine]
+        draw_curves(panel, curves, f"C{k}", f"{name} ({len(curves)} seeds)")
+    panel.set(title="goal 9-9", xlabel="episodes", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, loc="outside right center", frameon=False)
+    figure.savefig(out.parent / f"{out.name}_parts.png", dpi=120)
 
     figure, panel = plt.subplots(figsize=(6, 2.6), layout="constrained")
     names = {

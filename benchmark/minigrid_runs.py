@@ -58,12 +58,13 @@ ROWS["main"] = {
     if (frames := own if variant == "default" else other)
 }
 CLAIMS = [  # what the paper and the documents that this grew from say of these: five seeds
-    *("--int-episodic", "--single-head", "--no-int-norm", "--update-proportion 0.25", "--int-gamma 0.999")
+    *("--int-episodic", "--single-head", "--no-int-norm", "--update-proportion 0.25", "--int-gamma 0.999"),
+    *("--gamma 0.99", "--gamma 0.999"),
 ]
 CHANGES = [  # what each part is worth
     *("--novelty count", "--novelty noveld", "--novelty none", "--episodic-bonus sqrt-count", "--int-episodic"),
     *("--no-int-norm", "--single-head", "--obs-norm none", "--update-proportion 0.25", "--int-gamma 0.999"),
-    *("--rnd-obs planes", "--policy-obs codes", "--ext-coef 2", "--ent-coef 0.01"),
+    *("--gamma 0.99", "--gamma 0.999", "--rnd-obs planes", "--policy-obs codes", "--ext-coef 2", "--ent-coef 0.01"),
     *("--obs-norm frozen --int-clip 1", "--norm-adv", "--no-bootstrap-truncated"),
 ]
 CHANGES_ELSEWHERE = {  # where another environment says more
@@ -164,7 +165,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
 
 
 def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
-    """Frames to the score for each change, a dot for every seed; a cross where a run ended without it."""
+    """Frames to the score for each change, a dot for every seed, their number in brackets; a cross: not by then."""
     names = [name for name in ENVIRONMENTS if any(r["row"].startswith(f"{name}, --") for r in runs)]
     rows = [list(dict.fromkeys(r["row"] for r in runs if r["row"].startswith(f"{name}, "))) for name in names]
     figure, panels = plt.subplots(
@@ -177,7 +178,9 @@ def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
             for r in (r for r in runs if r["row"] == row):
                 marker = "o" if r["solved_at"] else "x"
                 panel.plot(float(r["solved_at"] or r["frames"]) / 1e6, k, marker, color=f"C{int(k > 0)}", alpha=0.8)
-        panel.set_yticks(range(len(mine)), [row.split(", ", 1)[1] for row in mine], fontsize=8)
+        seeds = [sum(r["row"] == row for r in runs) for row in mine]
+        labels = [f"{row.split(', ', 1)[1]} ({n})" for row, n in zip(mine, seeds, strict=True)]
+        panel.set_yticks(range(len(mine)), labels, fontsize=8)
         panel.set(
             ylim=(len(mine) - 0.4, -0.6), title=f"{name}: million frames to {ENVIRONMENTS[name][1]}; x: not by then"
         )
