@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--script", type=pathlib.Path, default=SCRIPT, help="ppo_rnd_atari.py or a changed copy of it")
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4))
     tags = ["charts/episodic_return", "rnd/rooms_visited", "rnd/intrinsic_reward"]

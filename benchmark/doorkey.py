@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which rows to run")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     path = args.out.with_suffix(".csv")
     runs = read(path)
     done = {(r["row"], int(r["seed"])) for r in runs}

@@ -218,6 +218,7 @@ def main() -> None:
         return
     if not args.out:
         parser.error("--out or --speed")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     path = args.out.with_suffix(".csv")
     runs = read(path)
     done = {(r["row"], int(r["seed"])) for r in runs}

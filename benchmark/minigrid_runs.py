@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="which seeds to run; otherwise all")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows, path = ROWS[args.set], args.out.with_suffix(".csv")
     done = {(r["row"], int(r["seed"])) for r in read(path)}
     todo = [(row, seed) for row, (_, seeds) in rows.items() for seed in range(1, seeds + 1) if (row, seed) not in done]

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=300, help="rollouts of 32 x 32 steps to learn from")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     device, rng = torch.device("cpu"), np.random.default_rng(args.seed)
     T, N = 32, 32

@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--every-seed", action="store_true", help="a line for each run in place of mean and interval")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the results, without its ending")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     runs = []
     for source in args.sources:
         try:

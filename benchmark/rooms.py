@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64, help="frames of a visit")
     parser.add_argument("--work-dir", type=pathlib.Path, default="runs/rooms", help="where finished targets are kept")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
 
     # the same frames for all: 4 visits to learn from and 3 to measure on
     visits = [[visit(room, seed, args.steps) for room in ROOMS] for seed in tqdm(range(7), desc="visits")]

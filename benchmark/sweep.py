@@ -85,6 +85,7 @@ def main() -> int:
         parser.error(f"there is no {args.script}")
     if args.jobs < 1 or args.points < 1:
         parser.error("--jobs and --points must be at least 1")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
 
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: what a shell starts with & ignores it

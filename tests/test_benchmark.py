@@ -113,11 +113,13 @@ def test_bad_sources_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsy
 def test_plot_draws_runs_and_their_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [make_run(tmp_path / f"M__s__{seed}__2026-01-02_03-04-05", [seed, 2, 3]) for seed in (1, 2)]
-    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, runs), "--scalars", "charts/score", "--out", "a"])
+    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, runs), "--scalars", "charts/score", "--out", "new/folder/a"])
     plot.main()
-    monkeypatch.setattr(sys, "argv", ["plot.py", "a.csv", "--scalars", "charts/score", "--x", "hours", "--out", "b"])
+    monkeypatch.setattr(
+        sys, "argv", ["plot.py", "new/folder/a.csv", "--scalars", "charts/score", "--x", "hours", "--out", "b"]
+    )
     plot.main()
-    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("a.png", "b.png"))
+    assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("new/folder/a.png", "b.png"))
     assert not (tmp_path / "b.csv").exists()
 
 
@@ -151,20 +153,22 @@ sys.exit(143 if stop else 0)
 
 def test_sweep_goes_on_where_it_was_stopped_and_repeats_nothing(tmp_path):
     (tmp_path / "stub.py").write_text(STUB)
-    command = [*SWEEP, "stub.py", "--out", "out", "--seeds", "1", "2", "--jobs", "2", "--settings", "", "--add 10"]
+    command = [*SWEEP, "stub.py", "--out", "new/out", "--seeds", "1", "2", "--jobs", "2", "--settings", "", "--add 10"]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while len([*tmp_path.rglob("events.*")]) < 2:  # the first two runs are waiting in the middle
         time.sleep(0.1)
     time.sleep(1)
     first.send_signal(signal.SIGINT)
     out, _ = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command again goes on" in out and not (tmp_path / "out.csv").exists()
+    assert (
+        first.returncode == 130 and "the same command again goes on" in out and not (tmp_path / "new/out.csv").exists()
+    )
     assert sorted(p.read_text() for p in tmp_path.rglob("latest.pt")) == ["1 0 2", "1 10 2"]
 
     (tmp_path / "go").touch()
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert second.returncode == 0 and "out.csv: 4 of 4 runs" in second.stdout
-    runs = {(run.setting, run.seed): run for run in plot.from_csv(tmp_path / "out.csv")}
+    runs = {(run.setting, run.seed): run for run in plot.from_csv(tmp_path / "new/out.csv")}
     assert runs.keys() == {(s, seed) for s in ("default", "--add 10") for seed in (1, 2)}
     for (setting, seed), run in runs.items():
         assert run.scalars["charts/score"].tolist() == [seed + 10 * (setting != "default") + k for k in (1, 2, 3, 4)]
@@ -172,7 +176,7 @@ def test_sweep_goes_on_where_it_was_stopped_and_repeats_nothing(tmp_path):
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("events.*")}
     third = subprocess.run([*command, "--points", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert third.returncode == 0 and {p: p.stat().st_mtime_ns for p in tmp_path.rglob("events.*")} == times
-    assert len([*csv.reader((tmp_path / "out.csv").open())]) == 1 + 4 * 2
+    assert len([*csv.reader((tmp_path / "new/out.csv").open())]) == 1 + 4 * 2
 
 
 def test_sweep_reports_what_failed_and_runs_the_rest(tmp_path):
