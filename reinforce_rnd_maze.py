@@ -879,7 +879,6 @@ def evaluate(args: Args, path: pathlib.Path, saved: dict) -> None:
 def plot(path: pathlib.Path) -> None:
     """Draws a checkpoint into its run's folder: exploration.png, policy.png, learning_curve.png."""
     _, saved = load_checkpoint("--plot", str(path))
-    path = path.resolve()
     args, run_dir = Args(**saved["args"]), path.parent
     goal = resolve_goal(args.goal)
     envs = MazeEnvs(1, goal, args.max_episode_steps)
@@ -930,8 +929,8 @@ def plot(path: pathlib.Path) -> None:
 
     # the learning curve, beside those of all other runs to the same goal in the same folder
     figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    labels = set()
-    for other in sorted(run_dir.parent.glob("*/latest.pt")):
+    labels, runs_dir = set(), run_dir.resolve().parent
+    for other in sorted(runs_dir.glob("*/latest.pt")):
         try:
             _, run = load_checkpoint("--plot", str(other))
         except UserError:  # another script's
@@ -941,11 +940,11 @@ def plot(path: pathlib.Path) -> None:
             label = f"bonus {run['args']['bonus']}" if with_bonus else "no bonus"
             color = {"bonus rnd": "C0", "no bonus": "C1", "bonus seed": "C2"}[label]
             steps, _, success, _ = zip(*run["curve"], strict=True)
-            width = 2.5 if other == path else 0.8
+            width = 2.5 if other == path.resolve() else 0.8
             panel.plot(steps, success, color=color, linewidth=width, label="_" * (label in labels) + label)
             labels.add(label)
     panel.set(xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
-    panel.set_title(f"goal {args.goal}, this run (thick) and all others in {run_dir.parent.name}/", fontsize=10)
+    panel.set_title(f"goal {args.goal}, this run (thick) and all others in {runs_dir.name}/", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(fontsize=8)
     figure.savefig(run_dir / "learning_curve.png", dpi=110)
