@@ -156,12 +156,19 @@ def test_a_rank_that_is_killed_ends_the_run_which_goes_on_with_any_number_of_ran
     assert again.returncode == 0, again.stderr
     state = torch.load(path, weights_only=True)
     assert state["rollouts"] == rollouts + 2 and len(state["rnd"]["filtered"]) == 8 and len(state["rng_cpu"]) == 2
-    alone = run_script("ppo_rnd_atari.py", *flags[:2], "--total-timesteps", (rollouts + 3) * 64, cwd=tmp_path)
+    alone = run_script("ppo_rnd_atari.py", *flags[:2], "--total-timesteps", (rollouts + 4) * 64, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     state = torch.load(path, weights_only=True)
-    assert state["rollouts"] == rollouts + 3 and len(state["rnd"]["filtered"]) == 4
+    assert state["rollouts"] == rollouts + 4 and len(state["rnd"]["filtered"]) == 4 and len(state["rng_cpu"]) == 1
+    flags[-1] = str((rollouts + 6) * 64)
+    more = subprocess.run(
+        [*TORCHRUN, str(ROOT / "ppo_rnd_atari.py"), *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert more.returncode == 0, more.stderr
+    state = torch.load(path, weights_only=True)
+    assert state["rollouts"] == rollouts + 6 and len(state["rnd"]["filtered"]) == 8 and len(state["rng_cpu"]) == 2
     steps = [step for step, _ in read_scalars(path.parent)["losses/entropy"]]
-    assert steps[-1] == (rollouts + 3) * 64 and steps == sorted(set(steps))
+    assert steps[-1] == (rollouts + 6) * 64 and steps == sorted(set(steps))
 
 
 def test_ctrl_c_stops_all_ranks_and_saves(tmp_path):
