@@ -5,7 +5,8 @@
 
 Each run is `python reinforce_rnd_maze.py` with the flags of its row, as a process of its own on one thread. Runs that
 are already in the CSV are not repeated, so this can be stopped and started again. Writes <out>.csv (a line for each
-run), the figures <out>_curves.png and <out>_return_norm.png, and prints the table. `--speed` measures rollouts alone.
+run), the figures <out>_curves.png, <out>_parts.png and <out>_return_norm.png, and prints the table and how surely each
+part makes a difference. `--speed` measures rollouts alone.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import reinforce_rnd_maze as maze  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from plot import draw_curves  # noqa: E402
+from scipy.stats import mannwhitneyu  # noqa: E402
 
 PLAIN = ["--int-coef", "0", "--no-baseline", "--no-anneal"]
 NOTES = [*PLAIN, "--num-envs", "1", "--learning-rate", "1e-4", "--ent-coef", "0.1", "--ext-coef", "1"]
@@ -144,6 +146,11 @@ def print_table(runs: list[dict]) -> None:
             seconds = np.mean([float(r["seconds"]) for r in mine])
             command = " ".join(["--goal", goal, *flags])
             print(f"| {row} | `{command}` | {sum(good)} of {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
+    episodes = {row: [float(r["solved_episode"] or "inf") for r in runs if r["row"] == row] for row in ROWS}
+    for row, ours in episodes.items():
+        if row.startswith("9-9, ") and row != "9-9, with RND" and ours and episodes["9-9, with RND"]:
+            p = mannwhitneyu(ours, episodes["9-9, with RND"]).pvalue
+            print(f"{row}: episodes to 95 % against those with RND, Mann-Whitney's test, p = {p:.4f}")
 
 
 def draw(runs: list[dict], out: pathlib.Path) -> None:

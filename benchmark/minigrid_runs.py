@@ -6,7 +6,8 @@
 Each run is `python ppo_rnd_minigrid.py` with the flags of its row, as a process of its own on one thread; it stops when
 the mean return of its last 100 episodes is above the row's score. Runs that are already in the CSV are not repeated, so
 this can be stopped and started again; a run that was stopped goes on from its checkpoint. Writes <out>.csv (a line for
-each run), the figure <out>_curves.png or, of the ablations, <out>.png, and prints the table.
+each run), the figure <out>_curves.png or, of the ablations, <out>.png, and prints the table; of
+the ablations also how surely a change differs from the default.
 """
 
 import argparse
@@ -29,6 +30,7 @@ SCRIPT = ROOT / "ppo_rnd_minigrid.py"
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from plot import draw_curves  # noqa: E402
+from scipy.stats import mannwhitneyu  # noqa: E402
 
 
 def multiroom(rooms: int, size: int) -> str:
@@ -216,6 +218,18 @@ def print_table(runs: list[dict], rows: dict) -> None:
             print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
 
 
+def print_tests(runs: list[dict], default: list[dict]) -> None:
+    """Mann-Whitney's test of frames to the score, each change with five seeds against the default's; never: last."""
+
+    def frames(lines: list[dict], row: str) -> list[float]:
+        return [float(r["solved_at"] or "inf") for r in lines if r["row"] == row]
+
+    for row in dict.fromkeys(r["row"] for r in runs):
+        ours, theirs = frames(runs, row), frames(default, f"{row.split(', ')[0]}, default")
+        if len(ours) >= 5:
+            print(f"{row}: p = {mannwhitneyu(ours, theirs).pvalue:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")
@@ -252,6 +266,8 @@ def main() -> None:
         default = [r for r in read(path.with_name("minigrid.csv")) if r["row"].endswith(", default")]
         draw_changes(default + runs, path.with_name(path.stem + ".png"))
     print_table(runs, rows)
+    if args.set == "ablations":
+        print_tests(runs, default)
 
 
 if __name__ == "__main__":
