@@ -3,13 +3,13 @@
 # dependencies = [
 #   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "ale-py==0.12.1", "envpool==1.2.5",
 #   "opencv-python-headless==5.0.0.93", "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "tyro==1.0.17",
-#   "tensorboard==2.21.0", "tqdm==4.70.1"
+#   "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
 # ]
 # ///
 """PPO with Random Network Distillation (RND) on Atari, in one file.
 
 Paper: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
-The reference for every constant is the authors' code; each departure is marked `# paper: ..., here: ..., because ...`.
+The reference for every constant is the authors' code; departures are marked `# paper: ..., here: ..., because ...`.
 
 A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it on the
 frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a reward:
@@ -20,46 +20,52 @@ frames that the agent sees. Where they still disagree, the agent has seldom been
 Four things make it work:
   1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode: a
      death costs only the way back to where something is new, so the agent dares to die.
-  2. Frames are whitened pixel by pixel with running moments and clipped at 5 deviations. Without it a random target
+  2. Frames are whitened pixel by pixel with running statistics and clipped at 5 std. Without it a random target
      hardly tells one room from the next.
-  3. The bonus is divided by the running deviation of its own discounted return, so one coefficient fits all games.
-  4. The predictor learns from a quarter of each batch at 128 environments. Were it to learn faster, the bonus would
-     be gone before the policy could act upon it.
+  3. The bonus is divided by the running std of its own discounted return, so one coefficient fits all games.
+  4. The predictor learns from a quarter of each batch at 128 environments. If it learned faster, the bonus would be
+     gone before the policy could act upon it.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari.py --env-id MontezumaRevenge
-    python ppo_rnd_atari.py --resume runs/<run>
-    python ppo_rnd_atari.py --evaluate runs/<run> --eval-episodes 20 --capture-video
+    python ppo_rnd_atari.py --resume runs/RUN
+    python ppo_rnd_atari.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
 What to expect: the paper's recurrent agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4
-frames). The policy here is the paper's other one, without memory (table 5), for which it gives no such number. Nothing
-but zeros for the first tens of millions of frames is normal. At 128 environments it takes about 2 GB of memory.
-README.md has what this script has reached, and its speed.
+frames). The policy here is the paper's other one, without memory (table 5), for which it gives no such number.
+Nothing but zeros for the first tens of millions of frames is normal. At 128 environments it takes about 2 GB of
+memory. README.md has what this script has reached, and its speed.
 """
 
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import datetime
 import difflib
-import importlib.metadata
 import importlib.util
 import io
 import math
 import os
 import pathlib
-import pickle
-import platform
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from typing import Annotated, Literal
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: leave without a traceback
 
 import ale_py
 import envpool
+import filelock
 import gymnasium as gym
 import imageio
 import numpy as np
@@ -69,232 +75,69 @@ import torch.nn as nn
 import tyro
 from envpool.atari.registration import atari_game_list
 from torch import Tensor
+from torch.distributions import Categorical
+from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-if platform.libc_ver()[0] == "glibc":
-    # By default glibc gives each activation back to the kernel and asks for it anew, page by page. Keeping the memory
-    # makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
-        ctypes.CDLL("libc.so.6").mallopt(option, value)
-
-# torchrun starts several of these processes, the ranks, on one machine or on several; without it there is one, rank 0.
+# torchrun starts several of these processes, the ranks. Without it there is one, rank 0.
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class UserError(Exception):
-    """Something that the user can put right: printed as one line, exit status 2."""
-
-
-class RunError(Exception):
-    """Something that went wrong during a run (NaN, full disk): printed as one line, exit status 1."""
-
-
-def parse_int(text: str) -> int:
-    """An integer, also when written `1e6` or `1_000_000`; ValueError for `1.5`."""
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a whole number")
-    return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(number)
-
-
-Int = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        1, "INT", lambda words: parse_int(words[0]), lambda value: isinstance(value, int), lambda value: [str(value)]
-    ),
-]
-
-
 @dataclasses.dataclass
 class Args:
-    # Tables and sections are the paper's; "reference" is its authors' code. The comments are the help of `--help`.
+    # Tables and sections are the paper's; "reference" is its authors' code. The comments are the help of
+    # `--help`.
 
     # experiment
-    seed: Int = 1  # seed of the networks, the actions and the environments
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda, then mps, then cpu
-    bf16: bool = False  # bfloat16 in the policy and the predictor's training; for GPUs and CPUs that have it
-    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; on a CPU it needs a C++ compiler
+    seed: int = 1  # seed of the networks, the actions and the environments
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
+    bf16: bool = False  # bfloat16 in the policy and the predictor's training
+    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every rollout
-    resume: str | None = None  # a run's folder or a checkpoint: go on, with its flags except those given anew
-    evaluate: str | None = None  # a run's folder or a checkpoint: play with it, do not train
-    eval_episodes: Int = 20  # episodes to play with --evaluate
+    resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
+    evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
+    eval_episodes: int = 20  # episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate: an mp4 of every episode, in the run's folder
-    track: bool = False  # send the logs to Weights & Biases too (pip install wandb; WANDB_MODE=offline works)
-    wandb_project: str = "rnd"  # project name for --track
+    track: bool = False  # send the logs to Weights & Biases too; WANDB_PROJECT, WANDB_MODE=offline work
 
     # environment
-    env_id: str = "MontezumaRevenge"  # the game; MontezumaRevenge-v5 and ALE/MontezumaRevenge-v5 mean the same
-    num_envs: Int = 128  # parallel environments, N (A.4); under torchrun, of each rank
+    env_id: str = "MontezumaRevenge"  # the game; ALE/MontezumaRevenge-v5 means the same
+    num_envs: int = 128  # parallel environments, N (A.4); under torchrun, of each rank
     sticky_actions: float = 0.25  # probability that an emulator frame repeats the action before (table 2)
-    max_episode_steps: Int = 4500  # steps after which an episode is cut; 4 frames a step (table 2: 18,000 frames)
-    episodic_life: bool = False  # a lost life ends the episode, as far as learning is concerned (table 2: no)
+    max_episode_steps: int = 4500  # steps after which an episode is cut (table 2: 18,000 frames)
 
     # PPO
-    total_timesteps: Int = 491_520_000  # environment steps, 4 frames each (table 5: 30,000 rollouts)
-    num_steps: Int = 128  # steps of each environment in a rollout, T (table 5)
-    num_minibatches: Int = 4  # minibatches in an epoch, each of num_envs / num_minibatches environments (table 5)
-    update_epochs: Int = 4  # passes over a rollout (table 5)
+    total_timesteps: float = 491_520_000  # environment steps, 4 frames each (table 5: 30,000 rollouts)
+    num_steps: int = 128  # steps of each environment in a rollout, T (table 5)
+    num_minibatches: int = 4  # minibatches in an epoch, of num_envs / num_minibatches environments (table 5)
+    update_epochs: int = 4  # passes over a rollout (table 5)
     learning_rate: float = 1e-4  # Adam's step size (table 5)
-    anneal_lr: bool = False  # let the learning rate fall to 0 in a straight line (reference: constant)
     gamma: float = 0.999  # discount of the extrinsic stream (table 5)
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation, both streams (table 5)
     clip_coef: float = 0.1  # PPO's clip range (table 5)
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
     norm_adv: bool = False  # normalise the advantages of each minibatch (reference: no)
-    clip_vloss: bool = False  # clip the change of the values as PPO clips the policy's (reference: no)
-    max_grad_norm: float | None = None  # clip the gradient's norm, policy and predictor together (reference: no)
+    max_grad_norm: float | None = None  # clip the norm of the whole gradient (reference: no)
 
     # RND
-    int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, RND is but logged
+    int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, and the bonus is only logged
     ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream (table 5)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
-    single_head: bool = False  # one value for int_coef * r_int + ext_coef * r_ext, episodic, --gamma (section 2.3: no)
+    single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)
-    update_proportion: float | None = None  # share of a minibatch the predictor learns from (A.4: 32 / num_envs, max 1)
-    obs_norm: Literal["running", "frozen"] = "running"  # frozen: the moments stay as the warm-up left them
-    warmup_rollouts: Int = 50  # rollouts of a random agent that start the moments of the frames (reference: 50)
+    update_proportion: float | None = None  # share of samples the predictor learns from (A.4: 32 / num_envs)
+    obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as after the warm-up
+    warmup_rollouts: int = 50  # rollouts of a random agent that start the statistics (reference: 50)
 
 
-def check_args(args: Args) -> None:
-    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-
-    def require(ok: bool, flag: str, rule: str) -> None:
-        if not ok:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be {rule}")
-
-    for flag in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "max_episode_steps", "eval_episodes"):
-        require(getattr(args, flag) >= 1, flag, "at least 1")
-    for flag in ("warmup_rollouts", "seed", "checkpoint_interval", "ent_coef", "vf_coef", "int_coef", "ext_coef"):
-        require(0 <= getattr(args, flag) < float("inf"), flag, "a number that is not negative")
-    require(args.seed < 2**63, "seed", "below 2^63")
-    for flag in ("gamma", "int_gamma", "gae_lambda", "sticky_actions"):
-        require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
-    for flag in ("learning_rate", "clip_coef", "max_grad_norm", "int_clip"):
-        value = getattr(args, flag)
-        require(value is None or 0 < value < float("inf"), flag, "a positive number")
-    require(args.max_episode_steps < 2**31, "max_episode_steps", "below 2^31")
-    require(args.update_proportion is None or 0 < args.update_proportion <= 1, "update_proportion", "in (0, 1]")
-    require(args.num_envs % args.num_minibatches == 0, "num_minibatches", f"a divisor of --num-envs {args.num_envs}")
-    rollout = args.num_envs * args.num_steps
-    least = rollout * RANKS  # one of each rank
-    require(args.total_timesteps >= least, "total_timesteps", f"at least one rollout, {least} steps")
-    for contradiction, reason, flags in (
-        (args.int_coef == 0, "--int-coef 0: there is no bonus", ("int_gamma", "int_episodic", "int_clip")),
-        (args.single_head, "--single-head: there is no stream of the bonus alone", ("int_episodic",)),
-    ):
-        for flag in flags:
-            if contradiction and getattr(args, flag) != getattr(Args(), flag):
-                raise UserError(f"--{flag.replace('_', '-')} contradicts {reason}")
-    if args.obs_norm == "frozen":
-        require(args.warmup_rollouts >= 1, "warmup_rollouts", "at least 1 with --obs-norm frozen")
-    if args.resume and args.evaluate:
-        raise UserError("--resume and --evaluate exclude each other")
-    if args.evaluate and RANKS > 1:
-        raise UserError("--evaluate is for one process, without torchrun")
-    if args.capture_video and not args.evaluate:
-        raise UserError("--capture-video needs --evaluate")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        raise UserError("--track needs Weights & Biases: pip install wandb")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of `--device`; UserError if it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine or this build of PyTorch has none")
-    return torch.device(name)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Ranks
-# ----------------------------------------------------------------------------------------------------------------------
-# Each rank runs this whole script, with environments of its own. In common, so that N environments on each of R ranks
-# learn as R * N on one (but for --norm-adv, which knows its own minibatch only): the first weights, the gradients, all
-# moments, and the decision to stop.
-
-
-def join_ranks(device: torch.device) -> torch.device:
-    """Gives this rank its share of the machine's cores and its GPU, and meets the others. Returns the device."""
-    if RANKS == 1:
-        return device
-    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < LOCAL_RANKS):
-        raise UserError(f"torchrun with {LOCAL_RANKS} ranks on a machine needs as many CUDA GPUs, or --device cpu")
-    if device.type == "cuda":
-        device = torch.device("cuda", LOCAL_RANK)
-        torch.cuda.set_device(device)
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        share = max(1, len(cores) // LOCAL_RANKS)
-        first = LOCAL_RANK * share % len(cores)
-        os.sched_setaffinity(0, cores[first : first + share])
-        torch.set_num_threads(share)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def leave_ranks() -> None:
-    """Waits until no rank needs anything of another any more."""
-    if RANKS > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def all_objects(own: object) -> list:
-    """What each rank has, in the order of the ranks; the same list on all of them."""
-    objects = [own] * RANKS
-    if RANKS > 1:
-        dist.all_gather_object(objects, own)
-    return objects
-
-
-def all_tensors(*own: Tensor) -> list[tuple[Tensor, ...]]:
-    """The same for a few tensors of one type, whose shapes are the same on all ranks."""
-    if RANKS == 1:
-        return [own]
-    flat = torch.cat([x.flatten() for x in own])
-    rows = [torch.empty_like(flat) for _ in range(RANKS)]
-    dist.all_gather(rows, flat)
-    sizes = [x.numel() for x in own]
-    return [tuple(part.view_as(x) for part, x in zip(row.split(sizes), own, strict=True)) for row in rows]
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Puts the mean over the ranks in place of each gradient; one message for all of them."""
-    if RANKS > 1:
-        flat = torch.cat([p.grad.flatten() for p in parameters])
-        dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.div_(RANKS).split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(part.view_as(p))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Environment
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ Environment
 
 ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the game keeps the number of the room in its RAM
-
-
-def resolve_env_id(name: str) -> str:
-    """EnvPool's id for any spelling of a game, e.g. `MontezumaRevenge-v5` for `ALE/MontezumaRevenge-v5`."""
-    games = {game.replace("_", ""): "".join(map(str.capitalize, game.split("_"))) + "-v5" for game in atari_game_list}
-    key = name.lower().removeprefix("ale/").removesuffix("-v5").replace("_", "")
-    if key in games:
-        return games[key]
-    close = difflib.get_close_matches(key, games, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(games[match] for match in close)}?" if close else "this script plays Atari games"
-    raise UserError(f"--env-id {name}: no such game; {hint}")
 
 
 class AtariEnvs:
@@ -303,44 +146,28 @@ class AtariEnvs:
     EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the first
     frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid = False, and
     everything that learns or counts leaves it out.
-
-    Attributes:
-        episodes: (unclipped return, length) of every episode that has ended since the list was last emptied
-        recent: returns of the last 100 episodes
-        visited: numbers of all the rooms that any copy has been in
-        rooms_best: the most rooms in one episode
     """
 
-    def __init__(self, env_id: str, num_envs: int, seeds: list[int], args: Args):
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    def __init__(self, args: Args, seeds: list[int]):
         self.pool = envpool.make(
-            env_id,
+            args.env_id,
             env_type="gymnasium",
-            num_envs=num_envs,
-            num_threads=min(num_envs, threads),
+            num_envs=args.num_envs,
+            num_threads=min(args.num_envs, max(1, os.cpu_count() // LOCAL_RANKS)),
             seed=seeds,
             max_episode_steps=args.max_episode_steps,
             repeat_action_probability=args.sticky_actions,
-            episodic_life=args.episodic_life,
-            # paper: no no-op and 3 empty frames at the start, here: 1 no-op and 4 copies of the first frame, because
-            # EnvPool has no less; paper: maximum of two frames in colour, here: in grey, because EnvPool does so.
+            episodic_life=False,
+            # paper: no no-op and 3 empty frames at the start, here: 1 no-op and 4 copies of the first frame,
+            # because EnvPool has no less; paper: maximum of two frames in colour, here: in grey, because
+            # EnvPool does so.
             noop_max=1,
             use_fire_reset=False,
         )
         self.num_actions = self.pool.action_space.n
-        self.room_byte = ROOM_BYTE.get(env_id)
-        self.done = np.zeros(num_envs, bool)  # (N,) the step before ended the episode
-        self.returns = np.zeros(num_envs)  # (N,) of the episodes under way, as the next two
-        self.lengths = np.zeros(num_envs, int)
-        self.rooms = np.zeros((num_envs, 256), bool)
-        self.clear_statistics()
-
-    def clear_statistics(self) -> None:
-        """Forgets what is said of past episodes."""
-        self.episodes: list[tuple[float, int]] = []
-        self.recent: collections.deque[float] = collections.deque(maxlen=100)
-        self.visited: set[int] = set()
-        self.rooms_best = 0
+        self.room_byte = ROOM_BYTE.get(args.env_id)
+        self.done = np.zeros(args.num_envs, bool)  # (N,) the step before ended the episode
+        self.stats = EpisodeStats(args.num_envs)
 
     def reset(self) -> np.ndarray:
         """First observations (N, 4, 84, 84) uint8, the newest frame last."""
@@ -354,27 +181,16 @@ class AtariEnvs:
         """
         obs, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        # paper: a terminal step is rewarded for the first frame of the next episode, here: for its own last frame,
-        # because EnvPool shows it. The time limit counts as an end for the extrinsic stream, as in the reference.
+        # paper: a terminal step is rewarded for the first frame of the next episode, here: for its own last
+        # frame, because EnvPool shows it. The time limit counts as an end for the extrinsic stream, as in the
+        # reference.
         self.done = terminated | truncated
-        self.returns += rewards * valid
-        self.lengths += valid
-        if self.room_byte is not None:
-            room = info["ram"][:, self.room_byte]
-            self.rooms[valid, room[valid]] = True
-            self.visited.update(room[valid].tolist())
-            self.rooms_best = max(self.rooms_best, int(self.rooms.sum(1).max()))
-        # With --episodic-life `terminated` is also a lost life; the game is over only where info says so.
-        for i in np.flatnonzero(valid & ((info["terminated"] == 1) | truncated)):
-            self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
-            self.recent.append(float(self.returns[i]))
-            self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
+        rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
+        self.stats.add(rewards, self.done, valid, rooms)
         return obs, np.sign(rewards), self.done, valid
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- Networks
 
 
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
@@ -387,24 +203,18 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 class Agent(nn.Module):
     """Policy and values. The order of the value heads is intrinsic, extrinsic; or one head, for their sum.
 
-    The reference's CNN policy: third convolution 4x4, then two residual branches with small gains, so that policy and
-    values start from the same features and a gradient that is not vanishing.
+    The reference's CNN policy: its third convolution is 4x4. Policy and values add a residual branch each, with a
+    small gain, so both start from the same features.
     """
 
     def __init__(self, num_actions: int, num_heads: int):
         super().__init__()
         self.trunk = nn.Sequential(
-            init_layer(nn.Conv2d(4, 32, 8, stride=4)),
-            nn.ReLU(inplace=True),
-            init_layer(nn.Conv2d(32, 64, 4, stride=2)),
-            nn.ReLU(inplace=True),
-            init_layer(nn.Conv2d(64, 64, 4, stride=1)),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            init_layer(nn.Linear(64 * 6 * 6, 256)),
-            nn.ReLU(inplace=True),
-            init_layer(nn.Linear(256, 448)),
-            nn.ReLU(inplace=True),
+            *(init_layer(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(inplace=True)),
+            *(init_layer(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(inplace=True)),
+            *(init_layer(nn.Conv2d(64, 64, 4, stride=1)), nn.ReLU(inplace=True), nn.Flatten()),
+            *(init_layer(nn.Linear(64 * 6 * 6, 256)), nn.ReLU(inplace=True)),
+            *(init_layer(nn.Linear(256, 448)), nn.ReLU(inplace=True)),
         )
         self.policy_branch = init_layer(nn.Linear(448, 448), gain=0.1)
         self.value_branch = init_layer(nn.Linear(448, 448), gain=0.1)
@@ -421,46 +231,44 @@ class Agent(nn.Module):
 
 
 def rnd_layers() -> list[nn.Module]:
-    """One whitened frame (B, 1, 84, 84) -> features (B, 512): what target and predictor have in common."""
+    """One whitened frame (B, 1, 84, 84) -> features (B, 512): layers of the target, and the predictor's first."""
     return [
-        init_layer(nn.Conv2d(1, 32, 8, stride=4)),
-        nn.LeakyReLU(0.2),
-        init_layer(nn.Conv2d(32, 64, 4, stride=2)),
-        nn.LeakyReLU(0.2),
-        init_layer(nn.Conv2d(64, 64, 3, stride=1)),
-        nn.LeakyReLU(0.2),
-        nn.Flatten(),
+        *(init_layer(nn.Conv2d(1, 32, 8, stride=4)), nn.LeakyReLU(0.2)),
+        *(init_layer(nn.Conv2d(32, 64, 4, stride=2)), nn.LeakyReLU(0.2)),
+        *(init_layer(nn.Conv2d(64, 64, 3, stride=1)), nn.LeakyReLU(0.2), nn.Flatten()),
         init_layer(nn.Linear(64 * 7 * 7, 512)),
     ]
 
 
 class RND(nn.Module):
-    """The target, the predictor and the normalisers that decide what is new."""
+    """The target, the predictor, and the statistics that normalise what they see and what they pay."""
 
     def __init__(self, num_envs: int, device: torch.device):
         super().__init__()
-        # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
-        # from what it has not seen (paper section 2.2.1).
+        # The predictor is two layers deeper, so that it can represent the target. Then the error that is left
+        # comes from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
         self.predictor = nn.Sequential(
             *rnd_layers(), nn.ReLU(), init_layer(nn.Linear(512, 512)), nn.ReLU(), init_layer(nn.Linear(512, 512))
         )
         self.obs_rms = RunningMoments((84, 84), device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
         self.to(device)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Normalisers and returns
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- Normalisers, returns and losses
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """x of all ranks together, on each of them; x itself without torchrun."""
+    if RANKS > 1:
+        dist.all_reduce(x)
+    return x
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of everything seen so far, merged batch by batch (Chan et al. 1979), in float64.
-
-    They are cumulative: nothing is forgotten. The variance has no epsilon.
-    """
+    """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device):
         super().__init__()
@@ -471,26 +279,21 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape) of each rank, of which only the rows with valid (B,) True count."""
-        batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
-        count = weight.sum()
-        share = weight / count.clamp(min=1)
-        mean = torch.tensordot(share, batch, 1)
-        own = mean, torch.tensordot(share, (batch - mean).square_(), 1), count
-        for mean, var, count in all_tensors(*own):  # in the same order on all ranks: the same bits
-            total = self.count + count
-            delta = mean - self.mean
-            m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
-            self.mean += delta * count / total
-            self.var.copy_(m2 / total)
-            self.count.copy_(total)
+        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count (Chan et al. 1979)."""
+        delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
+        count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
+        total = self.count + count
+        self.mean += first / total
+        self.var.copy_((self.var * self.count + second - first.square() / total) / total)
+        self.count += count.flatten()[0]
 
 
 def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 deviations.
+    """Frames (B, 84, 84) uint8 -> (B, 1, 84, 84) float32, whitened pixel by pixel and clipped at 5 std.
 
-    A pixel that never changed under the random agent has a deviation of 1e-3 or less, so that any change of it, as in
-    a new room, saturates the clip.
+    A pixel that never changed under the random agent has a std of nearly 0. Any change of it, as in a new room,
+    saturates the clip.
     """
     mean, std = obs_rms.mean.float(), obs_rms.var.sqrt().float()
     return frames.float().sub_(mean).div_(std).clamp_(-5, 5).unsqueeze(1)
@@ -498,7 +301,7 @@ def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
 
 @torch.no_grad()
 def features(network: nn.Module, frames: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Frames (T, N, 84, 84) uint8 -> features (T, N, 512) of target or predictor, about 1,024 frames at a time."""
+    """Frames (T, N, 84, 84) uint8 -> features (T, N, 512) of target or predictor, some 1,024 frames at a time."""
     chunks = frames.split(max(1, 1024 // frames.shape[1]))
     return torch.cat([network(whiten(c.flatten(0, 1), obs_rms)).unflatten(0, c.shape[:2]) for c in chunks])
 
@@ -512,10 +315,8 @@ def novelty(rnd: RND, frames: Tensor) -> Tensor:
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on); a reset step
-    leaves it as it is. The deviation of F stands for that of the return.
-
-    Returns: F (T, N), the new state (N,).
+    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
+    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -556,16 +357,21 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:
-    """x (B,) with mean 0 and deviation 1 over its valid entries."""
+    """x (B,) with mean 0 and std 1 over its valid entries."""
     centred = x - masked_mean(x, valid)
     return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
+
+
+def predictor_subset(valid: Tensor, size: int) -> Tensor:
+    """Indices (size,) of a random subset of the entries with valid (B,) True; others only if there are too few."""
+    return (torch.rand(len(valid), device=valid.device) + ~valid).argsort()[:size]
 
 
 def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, value losses and entropy of one minibatch (Schulman et al. 2017, eq. 7 and 9).
 
     Args: logits (B, A) and values (B, H) of the network being trained; batch: actions, logprobs, advantages, valid
-    (B,), values and returns (B, H) as of the rollout.
+    (B,) and returns (B, H) of the rollout.
     Returns: the loss, and what to log.
     """
     valid, advantages = batch["valid"], batch["advantages"]
@@ -576,112 +382,391 @@ def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
     policy_loss = masked_mean(-torch.minimum(advantages * ratio, advantages * clipped_ratio), valid)
     entropy = masked_mean(-(all_logprobs.exp() * all_logprobs).sum(1), valid)
 
-    errors = (values - batch["returns"]).square()  # (B, H)
-    if args.clip_vloss:
-        clipped = batch["values"] + (values - batch["values"]).clamp(-args.clip_coef, args.clip_coef)
-        errors = torch.maximum(errors, (clipped - batch["returns"]).square())
-    value_losses = [0.5 * masked_mean(error, valid) for error in errors.unbind(1)]
-    if not args.single_head:  # a stream that is turned off does not shape the features either
-        coefs = (args.int_coef, args.ext_coef)
-        value_losses = [loss * (coef > 0) for loss, coef in zip(value_losses, coefs, strict=True)]
-    loss = policy_loss + args.vf_coef * sum(value_losses) - args.ent_coef * entropy
-
-    metrics = {
+    value_losses = {}
+    coefs = {"": 1.0} if args.single_head else {"_int": args.int_coef, "_ext": args.ext_coef}
+    for error, (stream, coef) in zip((values - batch["returns"]).square().unbind(1), coefs.items(), strict=True):
+        # a stream that is turned off does not shape the features either
+        value_losses[f"value_loss{stream}"] = 0.5 * masked_mean(error, valid) * (coef > 0)
+    value_loss = sum(value_losses.values())
+    loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+    return loss, value_losses | {
         "policy_loss": policy_loss,
-        "value_loss": sum(value_losses),
+        "value_loss": value_loss,
         "entropy": entropy,
         "approx_kl": masked_mean(ratio - 1 - logratio, valid),
         "clipfrac": masked_mean(((ratio - 1).abs() > args.clip_coef).float(), valid),
     }
-    if not args.single_head:
-        metrics |= {"value_loss_int": value_losses[0], "value_loss_ext": value_losses[1]}
-    return loss, metrics
 
 
-def predictor_subset(valid: Tensor, size: int) -> Tensor:
-    """Indices (size,) of a random subset of the entries with valid (B,) True; others only if there are too few."""
-    return (torch.rand(len(valid), device=valid.device) + ~valid).argsort()[:size]
+# --------------------------------------------------------------------------------- The steps of the algorithm
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments. The last row of obs and values is what follows the last step."""
+
+    obs: Tensor  # (T+1, N, 4, 84, 84) uint8
+    actions: Tensor  # (T, N) int64
+    logprobs: Tensor  # (T, N)
+    values: Tensor  # (T+1, N, H) intrinsic, extrinsic; or one for both
+    rewards: Tensor  # (T, N) extrinsic
+    dones: Tensor  # (T, N) bool
+    valid: Tensor  # (T, N) bool, False where the step was a reset
+
+    @property
+    def frames(self) -> Tensor:
+        """What RND sees of each step (T, N, 84, 84): the newest frame of the next observation."""
+        return self.obs[1:, :, 3]
+
+
+def empty_rollout(T: int, N: int, num_heads: int, device: torch.device) -> Rollout:
+    """The storage of a rollout, written anew in every iteration."""
+    with device:
+        return Rollout(
+            obs=torch.zeros((T + 1, N, 4, 84, 84), dtype=torch.uint8),
+            actions=torch.zeros((T, N), dtype=torch.int64),
+            logprobs=torch.zeros((T, N)),
+            values=torch.zeros((T + 1, N, num_heads)),
+            rewards=torch.zeros((T, N)),
+            dones=torch.zeros((T, N), dtype=torch.bool),
+            valid=torch.zeros((T, N), dtype=torch.bool),
+        )
+
+
+def forward(network: nn.Module, inputs: Tensor, args: Args) -> Tensor | tuple[Tensor, Tensor]:
+    """The network's outputs, computed in bfloat16 with --bf16."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=args.bf16):
+        return network(inputs)
+
+
+def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run") -> None:
+    """A random agent gives the statistics of the frames something to start from."""
+    steps = math.ceil(args.warmup_rollouts * args.num_steps / RANKS) * args.num_envs * RANKS
+    with Progress(steps, desc="random agent") as bar:
+        while steps > 0 and not run.stopped():
+            obs, _, _, valid = envs.step(torch.randint(envs.num_actions, (args.num_envs,)).numpy())
+            rollout.obs[-1] = torch.from_numpy(obs)
+            rnd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
+            steps -= args.num_envs * RANKS
+            bar.update(args.num_envs * RANKS)
+    envs.stats.forget()
+
+
+@torch.no_grad()
+def collect(envs: AtariEnvs, agent: Agent, rollout: Rollout, args: Args) -> None:
+    """Plays T steps with the policy and writes them into the rollout."""
+    obs, actions, logprobs, values, rewards, dones, valid = rollout
+    obs[0] = obs[-1]
+    for t in range(args.num_steps):
+        logits, values[t] = forward(agent, obs[t], args)
+        policy = Categorical(logits=logits, validate_args=False)
+        actions[t] = policy.sample()
+        logprobs[t] = policy.log_prob(actions[t])
+        step = envs.step(actions[t].cpu().numpy())
+        obs[t + 1], rewards[t], dones[t], valid[t] = map(torch.from_numpy, step)
+    values[-1] = forward(agent, obs[-1], args)[1]
+
+
+def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
+    """r_int (T, N), with the statistics of the frames as they were. Then these take in the new frames."""
+    intrinsic = novelty(rnd, rollout.frames)  # never in bfloat16: its rounding could pass for novelty
+    filtered, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
+    rnd.return_rms.update(filtered.flatten(), rollout.valid.flatten())
+    intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
+    if args.obs_norm == "running":
+        # paper: o(0) to o(T-1), here: o(1) to o(T) less the resets, because these are the frames that RND
+        # sees
+        for frames, valid in zip(rollout.frames, rollout.valid, strict=True):
+            rnd.obs_rms.update(frames, valid)
+    return intrinsic if args.int_clip is None else intrinsic.clamp(max=args.int_clip)
+
+
+def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> tuple[Tensor, Tensor]:
+    """A = int_coef * A_int + ext_coef * A_ext (T, N), and what each value head is to learn (T, N, H)."""
+    rewards, dones, values = rollout.rewards, rollout.dones, rollout.values
+    if args.single_head:
+        streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
+    else:
+        int_dones = dones if args.int_episodic else torch.zeros_like(dones)
+        streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
+    advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
+    for head, (r, ends, gamma, coef) in enumerate(streams):
+        v = values[..., head]  # (T+1, N)
+        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        returns[..., head] = stream_advantages + v[:-1]
+        advantages += coef * stream_advantages
+    return advantages, returns
+
+
+def update(
+    agent: Agent, rnd: RND, optimizer: Adam, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
+) -> dict[str, Tensor]:
+    """Several passes over the rollout, one Adam step a minibatch for policy, values and predictor. Returns means."""
+    N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
+    data = {key: getattr(rollout, key)[: args.num_steps] for key in ("obs", "actions", "logprobs", "valid", "frames")}
+    data |= {"advantages": advantages, "returns": returns}  # each (T, N, ...)
+    data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics, as in the reference
+    parameters = optimizer.param_groups[0]["params"]
+    update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
+    piece_size = 1024 if advantages.device.type == "cpu" else B // M
+    totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
+    for _ in range(args.update_epochs):
+        for first in range(0, N, N // M):
+            # a minibatch is the rollout of N/M environments, in the same order in every epoch, as in the
+            # reference
+            batch = {key: x[:, first : first + N // M].flatten(0, 1) for key, x in data.items()}  # (B/M, ...)
+            optimizer.zero_grad()
+
+            # paper: each sample is kept with probability p, here: a random share of exactly p, because then
+            # the rest is not even computed and the device need not be asked how many there are
+            kept = predictor_subset(batch["valid"], max(1, round(update_proportion * B / M)))
+            predicted = forward(rnd.predictor, whiten(batch["frames"][kept], rnd.obs_rms), args).float()
+            errors = (predicted - batch["targets"][kept]).square().mean(1)
+            predictor_loss = masked_mean(errors, batch["valid"][kept])
+            predictor_loss.backward()
+
+            if args.norm_adv:
+                batch["advantages"] = normalise(batch["advantages"], batch["valid"])
+            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)  # samples that are no resets
+            for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
+                piece = {key: x[start : start + piece_size] for key, x in batch.items()}
+                loss, metrics = ppo_loss(*forward(agent, piece["obs"], args), piece, args)
+                share = piece["valid"].sum() / usable
+                (share * loss).backward()
+                for key, value in metrics.items():
+                    totals[f"losses/{key}"] += share * value.detach()
+
+            average_gradients(parameters)
+            totals["losses/grad_norm"] += nn.utils.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
+            totals["losses/predictor_loss"] += predictor_loss.detach()
+            optimizer.step()
+    return {key: total / (args.update_epochs * M) for key, total in totals.items()}
+
+
+# --------------------------------------------------------------------------------------------------- Training
+
+
+def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
+    """Trains to the end, until a signal, or on from what was `saved` in file `path`. Returns the exit status."""
+    T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
+    step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
+    torch.manual_seed(args.seed)  # the same first weights on all ranks
+    rollout = empty_rollout(T, N, H, device)
+    seeds = np.random.SeedSequence((args.seed, step)).generate_state(N * RANKS) >> 1  # others after a resume
+    envs = AtariEnvs(args, seeds[N * RANK : N * (RANK + 1)].tolist())
+    agent = Agent(envs.num_actions, H).to(device, memory_format=torch.channels_last)
+    rnd = RND(N, device).to(memory_format=torch.channels_last)
+    parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
+    optimizer = Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
+    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
+    if RANKS > 1:  # other actions on each rank
+        torch.manual_seed(int(np.random.SeedSequence((args.seed, step, RANK)).generate_state(1)[0]))
+    with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
+        rollout.obs[-1] = torch.from_numpy(envs.reset())
+        if not saved:
+            warm_up(envs, rnd, rollout, args, run)
+        run.bar = Progress(args.total_timesteps, step)
+        while step + per_iteration <= args.total_timesteps and not run.stopped():
+            collect(envs, agent, rollout, args)
+            intrinsic = intrinsic_rewards(rnd, rollout, args)
+            advantages, returns = advantages_and_returns(rollout, intrinsic, args)
+            scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
+            step += per_iteration
+            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns))
+            run.save()
+        return run.finish()
+
+
+# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+
+
+SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
+
+
+class UserError(Exception):
+    """Something that the user can put right: printed as one line, exit status 2."""
+
+
+class RunError(Exception):
+    """Something that went wrong during a run, such as a NaN: printed as one line, exit status 1."""
+
+
+def check_args(args: Args) -> None:
+    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
+    rollout = args.num_envs * args.num_steps * RANKS
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+    counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
+    for flags, holds, rule in (
+        (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
+        ("seed warmup_rollouts", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
+        ("checkpoint_interval ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0"),
+        ("gamma int_gamma gae_lambda sticky_actions", lambda x: 0 <= x <= 1, "in [0, 1]"),
+        ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
+        ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
+        ("update_proportion", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
+        ("num_minibatches", lambda x: args.num_envs % x == 0, f"a divisor of --num-envs {args.num_envs}"),
+        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
+        ("evaluate", lambda x: x is None or (args.resume is None and RANKS == 1), "without --resume and torchrun"),
+        ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
+        ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
+        ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
+    ):
+        for flag in flags.split():
+            if not holds(value := getattr(args, flag)):
+                raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
+
+
+def resolve_env_id(name: str) -> str:
+    """EnvPool's id for any spelling of a game, e.g. `MontezumaRevenge-v5` for `ALE/MontezumaRevenge-v5`."""
+    games = {game.replace("_", ""): game.title().replace("_", "") + "-v5" for game in atari_game_list}
+    key = name.lower().removeprefix("ale/").removesuffix("-v5").replace("_", "")
+    if key in games:
+        return games[key]
+    stem = re.sub(r"(-ram)?(noframeskip|deterministic)?(-v\d+)?$", "", key)  # without what other versions add
+    hints = [games[match] for match in difflib.get_close_matches(stem, games)]
+    hint = f"did you mean {' or '.join(hints)}?" if hints else "this script plays Atari games"
+    raise UserError(f"--env-id {name}: no such game; {hint}")
+
+
+# Under torchrun each rank runs this whole script, with environments of its own. The ranks share the first
+# weights, the gradients, all statistics and the decision to stop, so that N environments on each of R ranks
+# learn as R * N on one. (The exception is --norm-adv, which sees the minibatch of its own rank only.)
+
+
+def join_ranks(device: torch.device) -> torch.device:
+    """Connects this rank to the others. Returns the device that is its own."""
+    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < LOCAL_RANKS):
+        raise UserError(f"torchrun with {LOCAL_RANKS} ranks on a machine needs as many CUDA GPUs, or --device cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", LOCAL_RANK)
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Puts the mean over the ranks in place of each gradient; one message for all of them."""
+    if RANKS > 1:
+        flat = sum_over_ranks(torch.cat([p.grad.flatten() for p in parameters])) / RANKS
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(part.view_as(p))
+
+
+def all_ranks(own: object) -> list:
+    """What each rank has, in the order of the ranks; the same list on all of them."""
+    objects = [own] * RANKS
+    if RANKS > 1:
+        dist.all_gather_object(objects, own)
+    return objects
+
+
+class EpisodeStats:
+    """Returns and lengths of episodes, and the rooms they came to in the games that tell their rooms."""
+
+    def __init__(self, num_envs: int):
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
+        self.rooms = np.zeros((num_envs, 256), bool)  # (N, 256) likewise
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets past episodes."""
+        self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
+        self.load_state_dict({"recent": [], "visited": [], "rooms_best": 0})
+
+    def load_state_dict(self, state: dict) -> None:
+        self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
+        self.visited = set(state["visited"])  # the rooms that any environment has been in
+        self.announced = set(self.visited)
+        self.rooms_best = state["rooms_best"]  # the most rooms in one episode
+
+    def state_dict(self) -> dict:
+        return {"recent": [*self.recent], "visited": [*self.visited], "rooms_best": self.rooms_best}
+
+    def add(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, room: np.ndarray | None) -> None:
+        """Takes in a step of all environments, each argument (N,)."""
+        self.returns += rewards * valid
+        self.lengths += valid
+        if room is not None:
+            self.rooms[valid, room[valid]] = True
+            self.visited.update(room[valid].tolist())
+            self.rooms_best = max(self.rooms_best, int(self.rooms.sum(1).max()))
+        for i in np.flatnonzero(done & valid):
+            self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
+            self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """What to log of the episodes since the last call, on all ranks. Says which rooms are new."""
+        of_ranks, visited, best = zip(*all_ranks((self.episodes, self.visited, self.rooms_best)), strict=True)
+        episodes, self.episodes = [episode for own in of_ranks for episode in own], []
+        self.recent.extend(score for score, _ in episodes)
+        self.visited, self.rooms_best = set().union(*visited), max(best)
+        for room in sorted(self.visited - self.announced):
+            tqdm.write(f"room {room} seen for the first time, by step {step:,}")
+        self.announced = set(self.visited)
+        scalars = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
+        scalars = scalars if self.visited else {}
+        if episodes:
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
+        return scalars
+
+    def __str__(self) -> str:
+        rooms = f", rooms {len(self.visited)} (best {self.rooms_best})" if self.visited else ""
+        return f"return {np.mean(self.recent):.1f}{rooms}" if self.recent else f"return -{rooms}"
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
-    return 1 - (returns - values).var() / returns.var()
+    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints, logs and signals
-# ----------------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor) -> dict[str, Tensor]:
+    """What to log beside the means of the update. The largest logit shows a policy that has burst."""
+    scalars = {
+        "rnd/intrinsic_reward": masked_mean(intrinsic, rollout.valid),
+        "rnd/intrinsic_return_std": rnd.return_rms.var.sqrt().float(),
+        "losses/max_logit": agent(rollout.obs[-1])[0].abs().max(),
+    }
+    for head, suffix in enumerate(("_int", "_ext") if returns.shape[2] == 2 else ("",)):
+        explained = explained_variance(rollout.values[:-1, :, head], returns[..., head], rollout.valid)
+        scalars[f"losses/explained_variance{suffix}"] = explained
+    return scalars
 
-SCRIPT = pathlib.Path(__file__).stem
+
+class Console:
+    """A stream that cannot fail: a closed pipe, a dead terminal or a poor code page is never worth a run."""
+
+    def __init__(self, stream: io.TextIOBase | None):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before the start)
+        with contextlib.suppress(AttributeError):  # a notebook's
+            self.stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except RuntimeError:  # a signal's line in the middle of another one
+            pass
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
 
 
-def save_checkpoint(path: pathlib.Path, state: dict) -> None:
-    """Writes `state` so that `path` is at any moment a whole checkpoint, the old or the new one, or raises RunError."""
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state, buffer)
+@contextlib.contextmanager
+def handler(number: int, receive: Callable) -> Iterator[None]:
+    """Inside, this signal is received by that function; in a thread that gets no signals, nothing changes."""
+    before = signal.signal(number, receive) if threading.current_thread() is threading.main_thread() else None
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path} ({error.strerror})") from None
-
-
-def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
-    """The checkpoint in a run's folder, or that file: path and state. UserError if it is not one of this script's."""
-    path = pathlib.Path(source)
-    path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"{flag} {source}: there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise UserError(f"{flag} {source}: {path} is damaged or is no checkpoint") from None
-    script = state.get("script") if isinstance(state, dict) else None
-    if script != SCRIPT:
-        raise UserError(f"{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
-    if state["args"].keys() != vars(Args()).keys():
-        raise UserError(f"{flag} {source}: {path} was written by another version of this script")
-    return path, state
-
-
-def load_state(part: nn.Module | torch.optim.Optimizer, state: dict, path: pathlib.Path) -> None:
-    """part.load_state_dict; UserError if the checkpoint is of another architecture."""
-    try:
-        part.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} holds another architecture than these flags ask for: {reason}") from None
-
-
-def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> tuple[pathlib.Path, SummaryWriter]:
-    """Makes the run's folder, or takes that of checkpoint `path`, and opens its logs."""
-    name = f"{env_id}__{SCRIPT}__{args.seed}__{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    run_dir = path.parent if path else pathlib.Path(args.runs_dir) / name
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if args.track:
-            import wandb
-
-            wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
-        threading.excepthook = lambda _: None  # TensorBoard's thread: its errors reach this one at the next scalar
-        writer = SummaryWriter(str(run_dir), purge_step=step + 1 if path else None)
-    except OSError as error:
-        raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
-    try:
-        describe = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:  # no git
-        commit = "unknown"
-    facts = {name: importlib.metadata.version(name) for name in ("torch", "envpool", "gymnasium", "numpy")}
-    facts |= {"python": platform.python_version(), "commit": commit, **vars(args)}
-    table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
-    writer.add_text("hyperparameters", table, step)
-    return run_dir, writer
+        yield
+    finally:
+        if before is not None:
+            signal.signal(number, before)
 
 
 class Progress(tqdm):
@@ -689,440 +774,338 @@ class Progress(tqdm):
 
     monitor_interval = 0  # no thread that prints the same line again
 
-    def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
+    def __init__(self, total: int, initial: int = 0, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
-        plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1, "smoothing": 0.02}
-        style |= {} if self.terminal else plain
+        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
+        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1, "disable": RANK > 0}
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.terminal:
             super().display(msg, pos)
         elif msg is None:
-            print(str(self).replace("|", ""), flush=True)
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        tqdm.write(line) if self.terminal else print(line, flush=True)
+            print(str(self).replace("|", ""))
 
 
-class StopSignal:
-    """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once.
+class Run:
+    """What goes on around the loop: the run's folder, logs, checkpoints, signals, progress. Rank 0 speaks."""
 
-    But not under torchrun, which passes on what its workers have got already, and kills them itself after 30 seconds.
-    """
+    def __init__(self, args: Args, learner: dict, rollout: Rollout, path: pathlib.Path | None, saved: dict | None):
+        self.args, self.learner, self.stats = args, learner, learner["stats"]
+        self.step, self.best_score, self.seconds, self.folder = 0, -math.inf, 0.0, pathlib.Path()
+        if saved:
+            restore(learner, path, saved)
+            self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
+        if args.compile:
+            for network in learner["agent"], learner["rnd"].predictor, learner["rnd"].target:
+                network.compile()
+        self.stack = contextlib.ExitStack()  # what to undo at the end
+        if RANK == 0:
+            self.open_folder(path)
+            self.introduce(rollout)
+        # an error in TensorBoard's thread is shown by it, and raised here with the next scalar: once is
+        # enough
+        self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = lambda _: None
+        self.signal = 0
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                self.stack.enter_context(handler(number, self.receive))
+        self.bar = tqdm(disable=True)
+        self.stack.callback(lambda: self.bar.close())
+        self.close = self.stack.close  # puts everything back as it was before the run
+        self.started = self.logged = self.saved = time.monotonic()
 
-    def __init__(self):
-        self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
+    def open_folder(self, path: pathlib.Path | None) -> None:
+        """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
+        args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{SCRIPT}__{args.seed}__{now}"
+        try:
+            if path:
+                self.folder = path.parent
+            else:
+                self.folder.mkdir(parents=True)
+            lock = filelock.FileLock(self.folder / "lock", timeout=0)
+            self.stack.enter_context(lock)
+            latest = self.folder / "latest.pt"
+            if path and path.name != latest.name and latest.exists():
+                kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
+            if args.track:
+                import wandb
+
+                name = self.folder.name
+                wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
+            self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
+            self.stack.callback(self.writer.close)
+        except filelock.Timeout:
+            raise UserError(f"{self.folder} belongs to a run that is going on") from None
+        except OSError as error:
+            raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+
+    def introduce(self, rollout: Rollout) -> None:
+        """Says what is about to happen, and puts flags, versions and commit into the logs."""
+        args, device = self.args, rollout.obs.device
+        facts = {x.__name__: x.__version__ for x in (torch, envpool, gym, np)}
+        facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+            describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
+            facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
+        table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
+        self.writer.add_text("hyperparameters", table, self.step)
+        networks = {"agent": self.learner["agent"], **dict(self.learner["rnd"].named_children())}
+        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        print(f"device       {device} ({name})")
+        print(f"environment  {args.env_id} x {args.num_envs}{f' on each of {RANKS} ranks' if RANKS > 1 else ''}")
+        print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
+        print(f"rollout      {sum(x.nbytes for x in rollout) / 1e6:,.1f} MB")
+        print(f"folder       {self.folder}")
 
     def receive(self, number: int, _frame: object) -> None:
-        if RANKS == 1:
+        """Takes note of a signal. A second Ctrl-C ends the process at once (torchrun sends each signal twice)."""
+        if not self.signal:
+            print(f"\nstopping after this iteration{'; Ctrl-C again: at once' if RANKS == 1 else ''}")
+        if number == signal.SIGINT and RANKS == 1:
             signal.signal(number, signal.SIG_DFL)
-        if not self.number:
-            print(f"\nstopping when the learner can be saved{'; once more: at once' * (RANKS == 1)}", flush=True)
-        self.number = number
+        self.signal = self.signal or number
 
-    def agreed(self) -> int:
-        """The number, if any rank has got a signal; the same on all ranks."""
-        return max(int(number) for (number,) in all_tensors(torch.tensor([self.number])))
+    def stopped(self) -> bool:
+        """Has any rank got a signal? The same answer on all of them."""
+        self.signal = max(all_ranks(self.signal))
+        return self.signal > 0
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Training
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains to the end, until a signal, or on from the checkpoint `saved` of file `path`. Returns the exit status."""
-    T, N, M = args.num_steps, args.num_envs, args.num_minibatches
-    B = T * N  # environment steps in a rollout
-    S = B * RANKS  # environment steps in an iteration, of all ranks
-    num_iterations = args.total_timesteps // S
-    iteration = saved["rollouts"] // RANKS if saved else 0
-    if iteration >= num_iterations:
-        raise UserError(f"{path} has all of its {iteration * S:,} steps; ask for more with --total-timesteps")
-    update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
-    piece_size = 1024 if device.type == "cpu" else B // M  # samples in one backward pass of the policy
-    stop = StopSignal()
-
-    # environments, networks, optimiser
-    torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
-    seeds = np.random.SeedSequence((args.seed, iteration)).generate_state(N * RANKS) >> 1  # others after a resume
-    envs = AtariEnvs(env_id, N, seeds[N * RANK : N * (RANK + 1)].tolist(), args)
-    agent = Agent(envs.num_actions, num_heads=1 if args.single_head else 2)
-    agent.to(device, memory_format=torch.channels_last)
-    rnd = RND(N, device).to(memory_format=torch.channels_last)
-    parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
-    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
-    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer}
-    best_score, seconds_before = float("-inf"), 0.0
-    if RANKS > 1:  # the same weights, the target's too; other actions
-        for x in (*agent.state_dict().values(), *rnd.state_dict().values()):
-            dist.broadcast(x, 0)
-        torch.manual_seed(int(np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(1)[0]))
-    if saved:
-        filtered = saved["rnd"]["filtered"]  # (N,) of each rank that there was
-        saved["rnd"]["filtered"] = filtered[torch.arange(N * RANK, N * (RANK + 1)) % len(filtered)]
-        for name, part in learner.items():
-            load_state(part, saved[name], path)
-        if len(saved["rng_cpu"]) > RANK:  # a rank that there was
-            torch.set_rng_state(saved["rng_cpu"][RANK])
-            if device.type == "cuda" and saved["rng_device"][RANK] is not None:
-                torch.cuda.set_rng_state(saved["rng_device"][RANK])
-        envs.recent.extend(saved["recent"])
-        envs.visited, envs.rooms_best = set(saved["visited"]), saved["rooms_best"]
-        best_score, seconds_before = saved["best_score"], saved["seconds"]
-    if args.compile:
-        for network in (agent, rnd.predictor, rnd.target):
-            network.compile()
-    run_dir, writer = open_run(args, env_id, path, iteration * S) if RANK == 0 else (None, None)
-    run_dir = all_objects(run_dir)[0]
-
-    # what is about to happen
-    memory = 1.0e9 + 1.05 * (T + 1) * N * 4 * 84 * 84  # libraries and emulators; observations
-    memory += B * 2400 + B / M * 40e3 + min(piece_size, B / M) * 400e3  # features; a minibatch; one backward pass
-    networks = {"agent": agent, "predictor": rnd.predictor, "target": rnd.target}
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"device       {device} ({device_name}){', bf16' * args.bf16}{', compiled' * args.compile}")
-    ranks = f" on each of {RANKS} ranks" if RANKS > 1 else ""
-    print(f"environment  {env_id} x {N}{ranks}, sticky actions {args.sticky_actions}, {envs.num_actions} actions")
-    print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
-    print(f"memory       about {memory / 1e9:.1f} GB{ranks}")
-    print(f"steps        {num_iterations * S:,} in {num_iterations:,} rollouts of {T} x {N * RANKS}; 4 frames a step")
-    print(f"folder       {run_dir}", flush=True)
-
-    # storage of one rollout
-    obs = torch.zeros((T + 1, N, 4, 84, 84), dtype=torch.uint8, device=device)  # row T: what follows the last step
-    next_frames = obs[1:, :, 3]  # (T, N, 84, 84) what RND sees of a step: the newest frame of the next observation
-    actions = torch.zeros((T, N), dtype=torch.int64, device=device)
-    logprobs = torch.zeros((T, N), device=device)
-    values = torch.zeros((T + 1, N, agent.value_head.out_features), device=device)  # (T+1, N, H)
-    host_rewards = np.zeros((T, N), np.float32)
-    host_dones, host_valid = np.zeros((T, N), bool), np.zeros((T, N), bool)
-    obs[T].copy_(torch.from_numpy(envs.reset()))
-
-    # warm up: a random agent gives the moments of the frames something to start from
-    if not saved:
-        warmup_steps = math.ceil(args.warmup_rollouts * T / RANKS)  # of each environment; the ranks share them
-        bar = Progress(warmup_steps * N * RANKS, 0, "random agent")
-        for _ in range(warmup_steps):
-            next_obs, _, _, ok = envs.step(torch.randint(envs.num_actions, (N,)).numpy())
-            obs[T].copy_(torch.from_numpy(next_obs))
-            rnd.obs_rms.update(obs[T, :, 3], torch.from_numpy(ok).to(device))
-            bar.update(N * RANKS)
-            if stopped := stop.agreed():
-                bar.close()
-                print("stopped before training began: there is nothing to save")
-                return 128 + stopped
-        bar.close()
-        envs.clear_statistics()
-    announced = set(envs.visited)
-
-    def save() -> None:
-        """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
-        nonlocal best_score
-        rng = torch.get_rng_state(), torch.cuda.get_rng_state() if device.type == "cuda" else None
-        of_ranks = all_objects((*rng, rnd.filtered.cpu()))
-        if RANK:
-            return
-        score = float(np.mean(envs.recent)) if len(envs.recent) == 100 else float("-inf")
-        is_best, best_score = score > best_score, max(score, best_score)
-        state = {name: part.state_dict() for name, part in learner.items()} | {
-            "script": SCRIPT,
-            "args": {**vars(args), "resume": None},
-            "identity": {"env_id": env_id, "num_envs": N, "num_steps": T, "single_head": args.single_head},
-            "rollouts": iteration * RANKS,
-            "rng_cpu": [own[0] for own in of_ranks],
-            "rng_device": [own[1] for own in of_ranks],
-            "recent": list(envs.recent),
-            "visited": sorted(envs.visited),
-            "rooms_best": envs.rooms_best,
-            "best_score": best_score,
-            "seconds": seconds_before + time.time() - start_time,
-        }
-        state["rnd"]["filtered"] = torch.cat([own[2] for own in of_ranks])
-        save_checkpoint(run_dir / "latest.pt", state)
-        if is_best:
-            save_checkpoint(run_dir / "best.pt", state)
-
-    start_time = last_save = time.time()
-    bar = Progress(num_iterations * S, iteration * S)
-    stopped = 0
-    while iteration < num_iterations and not (stopped := stop.agreed()):
-        iteration_start = time.time()
-        left = 1 - iteration / num_iterations if args.anneal_lr else 1.0
-        optimizer.param_groups[0]["lr"] = left * args.learning_rate  # each time, because a resume may ask for another
-
-        # collect a rollout
-        obs[0].copy_(obs[T])
-        for t in range(T):
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                logits, values[t] = agent(obs[t])
-            policy = torch.distributions.Categorical(logits=logits, validate_args=False)
-            actions[t] = policy.sample()
-            logprobs[t] = policy.log_prob(actions[t])
-            next_obs, host_rewards[t], host_dones[t], host_valid[t] = envs.step(actions[t].cpu().numpy())
-            obs[t + 1].copy_(torch.from_numpy(next_obs))
-            for room in sorted(envs.visited - announced):
-                bar.say(f"room {room} seen for the first time, at step {iteration * S + (t + 1) * N * RANKS:,}")
-                announced.add(room)
-            if stopped := stop.agreed():
-                break
-        if stopped:  # what there is of the rollout is dropped; the learner stands where the last one left it
-            break
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            values[T] = agent(obs[T])[1]
-        rewards = torch.from_numpy(host_rewards).to(device)  # (T, N)
-        dones, valid = torch.from_numpy(host_dones).to(device), torch.from_numpy(host_valid).to(device)  # (T, N)
-
-        # intrinsic reward, with the moments of the frames as they were; then the moments take in the new frames
-        intrinsic = novelty(rnd, next_frames)  # (T, N), float32 always: bfloat16's rounding could pass for novelty
-        filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
-        rnd.return_rms.update(filtered.flatten(), valid.flatten())
-        intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
-        if args.int_clip is not None:
-            intrinsic = intrinsic.clamp(max=args.int_clip)
-        if args.obs_norm == "running":
-            # paper: o(0) to o(T-1), here: o(1) to o(T) less the resets, because these are the frames that RND sees
-            for t in range(T):
-                rnd.obs_rms.update(next_frames[t], valid[t])
-
-        # advantages
-        if args.single_head:
-            streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
-        else:
-            int_dones = dones if args.int_episodic else torch.zeros_like(dones)
-            streams = [
-                (intrinsic, int_dones, args.int_gamma, args.int_coef),
-                (rewards, dones, args.gamma, args.ext_coef),
-            ]
-        advantages = torch.zeros((T, N), device=device)
-        returns = torch.zeros_like(values[:T])  # (T, N, H)
-        for head, (r, ends, gamma, coef) in enumerate(streams):
-            v = values[..., head]
-            stream_advantages = gae(r, v[:T], v[T], ends, valid, gamma, args.gae_lambda)
-            returns[..., head] = stream_advantages + v[:T]
-            advantages += coef * stream_advantages
-
-        # update
-        rollout = {
-            "obs": obs[:T],
-            "actions": actions,
-            "logprobs": logprobs,
-            "values": values[:T],
-            "advantages": advantages,
-            "returns": returns,
-            "valid": valid,
-            "next_frames": next_frames,
-            "targets": features(rnd.target, next_frames, rnd.obs_rms),  # with the new moments, as in the reference
-        }  # each (T, N, ...)
-        usable = valid.unflatten(1, (M, -1)).sum((0, 2)).float()  # (M,) samples of each minibatch that are no resets
-        usable = sum(own for (own,) in all_tensors(usable)) / RANKS  # a mean, because so are the gradients
-        totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
-        for epoch in range(args.update_epochs):
-            for m in range(M):
-                first = m * N // M
-                # a minibatch is the rollout of N/M environments, in the same order in every epoch, as in the reference
-                batch = {key: x[:, first : first + N // M].flatten(0, 1) for key, x in rollout.items()}  # (B/M, ...)
-                optimizer.zero_grad()
-
-                # paper: each sample is kept with probability p, here: a random share of exactly p, because then the
-                # rest is not even computed and the device need not be asked how many there are
-                kept = predictor_subset(batch["valid"], max(1, round(update_proportion * B / M)))
-                with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                    predicted = rnd.predictor(whiten(batch["next_frames"][kept], rnd.obs_rms))
-                errors = (predicted.float() - batch["targets"][kept]).square().mean(1)
-                predictor_loss = masked_mean(errors, batch["valid"][kept])
-                predictor_loss.backward()
-
-                # the policy's gradient, summed over pieces: on a CPU a large one costs a quarter more, and memory
-                if args.norm_adv:
-                    batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-                for start in range(0, B // M, piece_size):
-                    piece = {key: x[start : start + piece_size] for key, x in batch.items()}
-                    with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                        logits, new_values = agent(piece["obs"])
-                    loss, metrics = ppo_loss(logits, new_values, piece, args)
-                    share = piece["valid"].sum() / usable[m].clamp(min=1)
-                    (share * loss).backward()
-                    for key, value in metrics.items():
-                        totals[key] += share * value.detach()
-
-                average_gradients(parameters)
-                grad_norm = nn.utils.get_total_norm([p.grad for p in parameters])
-                if args.max_grad_norm is not None:
-                    nn.utils.clip_grads_with_norm_(parameters, args.max_grad_norm, grad_norm)
-                optimizer.step()
-                totals["predictor_loss"] += predictor_loss.detach()
-                totals["grad_norm"] += grad_norm
-                bar.update(S * (epoch * M + m) // (args.update_epochs * M) + iteration * S - bar.n)
-        iteration += 1
-
-        # log: means over the whole update, in one transfer from the device
-        scalars = {f"losses/{key}": total / (args.update_epochs * M) for key, total in totals.items()}
-        for head, suffix in enumerate([""] if args.single_head else ["_int", "_ext"]):
-            explained = explained_variance(values[:T, :, head], returns[..., head], valid)
-            scalars[f"losses/explained_variance{suffix}"] = explained
-        scalars["rnd/intrinsic_reward"] = masked_mean(intrinsic, valid)
-        scalars["rnd/intrinsic_return_std"] = rnd.return_rms.var.sqrt().float()
-        means = sum(own for (own,) in all_tensors(torch.stack([*scalars.values()]))) / RANKS
+    def log(self, step: int, scalars: dict[str, Tensor]) -> None:
+        """Logs means over the ranks, in one transfer from the device, and moves the bar. RunError at a NaN."""
+        means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
         scalars = dict(zip(scalars, means.tolist(), strict=True))
         for key, value in scalars.items():
-            if not np.isfinite(value) and "explained_variance" not in key:  # which is NaN while all returns are equal
-                good = run_dir / "latest.pt"
-                where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {iteration * S:,}: stopped; {where}")
-        due = time.time() - last_save >= 60 * args.checkpoint_interval
-        of_ranks = all_objects((envs.episodes, envs.visited, envs.rooms_best, due))
-        ranks_episodes, ranks_visited, ranks_best, ranks_due = zip(*of_ranks, strict=True)
-        episodes = [episode for own in ranks_episodes for episode in own]
-        envs.recent.extend(score for own in ranks_episodes[1:] for score, _ in own)  # rank 0's own are in it already
-        envs.visited, envs.rooms_best = set().union(*ranks_visited), max(ranks_best)
-        if episodes:
-            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
-            envs.episodes.clear()
-        if envs.room_byte is not None:
-            scalars["rnd/rooms_visited"], scalars["rnd/rooms_best_episode"] = len(envs.visited), envs.rooms_best
-        scalars["charts/SPS"] = S / (time.time() - iteration_start)
-        scalars["charts/learning_rate"] = optimizer.param_groups[0]["lr"]
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+                last = self.folder / "latest.pt"
+                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+                raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
+        now = time.monotonic()
+        scalars |= self.stats.scalars(step) | {"charts/SPS": (step - self.step) / (now - self.logged)}
+        scalars["charts/learning_rate"] = self.learner["optimizer"].param_groups[0]["lr"]
         for key, value in scalars.items():
             if RANK == 0:
-                writer.add_scalar(key, value, iteration * S)
-        score = f"{np.mean(envs.recent):.1f}" if envs.recent else "none yet"
-        rooms = f", rooms {len(envs.visited)} (best episode {envs.rooms_best})" if envs.room_byte is not None else ""
-        bar.set_postfix_str(f"return {score}, r_int {scalars['rnd/intrinsic_reward']:.4f}{rooms}", refresh=False)
-        bar.update(iteration * S - bar.n)
+                self.writer.add_scalar(key, value, step)
+        self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
+        self.bar.update(step - self.step)
+        self.step, self.logged = step, now
 
-        # save
-        if ranks_due[0]:  # by rank 0's clock
-            save()
-            last_save = time.time()
+    def save(self, now: bool = False) -> None:
+        """Every --checkpoint-interval minutes, or now: latest.pt, and best.pt if the last returns are the best yet."""
+        due = time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval
+        if not all_ranks(now or due)[0]:  # by the clock of rank 0
+            return
+        state = {name: part.state_dict() for name, part in self.learner.items()}
+        rng = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        state["ranks"] = all_ranks((*rng, state["rnd"]["filtered"].cpu()))  # what each rank has of its own
+        self.saved = time.monotonic()
+        recent = self.stats.recent
+        score = float(np.mean(recent)) if len(recent) == recent.maxlen else -math.inf
+        names = ["latest.pt", "best.pt"] if score > self.best_score else ["latest.pt"]
+        self.best_score = max(score, self.best_score)
+        state |= {"args": vars(self.args) | {"resume": None}, "step": self.step, "best_score": self.best_score}
+        state["seconds"] = self.seconds + self.saved - self.started
+        torch.save(state, buffer := io.BytesIO())
+        for name in names if RANK == 0 else ():
+            temporary = self.folder / f"{name}.{os.getpid()}.tmp"
+            try:  # at any moment there is a whole file, the old one or the new one
+                with open(temporary, "wb") as file:
+                    file.write(buffer.getbuffer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.folder / name)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise RunError(f"cannot write {self.folder / name} ({error.strerror})") from None
 
-    save()
-    bar.close()
-    if RANK == 0:
-        writer.close()
-    score = f"{np.mean(envs.recent):.1f} over the last {len(envs.recent)} episodes" if envs.recent else "none yet"
-    took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
-    print(f"score {score}, steps {iteration * S:,}, time {took}, folder {run_dir}")
-    if stopped:
-        start = f"torchrun --nproc-per-node {LOCAL_RANKS}" if RANKS > 1 else "python"
-        print(f"resume with: {start} {sys.argv[0]} --resume {run_dir}")
-        return 128 + stopped
-    return 0
+    def finish(self) -> int:
+        """Saves and says what there is. Returns the exit status."""
+        if self.step:
+            self.save(now=True)
+        self.bar.close()
+        took = tqdm.format_interval(self.seconds + time.monotonic() - self.started)
+        print(f"{self.stats}, {self.step:,} steps in {took}, folder {self.folder}")
+        if self.signal and self.step:
+            start = ["torchrun", "--nproc-per-node", str(LOCAL_RANKS)] if RANKS > 1 else ["python"]
+            print(f"resume with: {shlex.join([*start, sys.argv[0], '--resume', str(self.folder)])}")
+        return 128 + self.signal if self.signal else 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation and video
-# ----------------------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
+        raise UserError(f"{path} is damaged or does not fit this script ({reason})") from None
 
 
-def make_evaluation_env(env_id: str, args: Args) -> gym.Env:
+def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
+    """The checkpoint in a run's folder, or that file: its path and what it holds."""
+    path = pathlib.Path(source).expanduser()
+    path = path / "latest.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    with reading(path):
+        if zipfile.ZipFile(path).testzip():
+            raise ValueError("a checksum is wrong")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        defaults = vars(Args())
+        for flag in sorted(saved["args"].keys() ^ defaults.keys()):
+            what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
+            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
+        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
+        if not (isinstance(saved["step"], int) and saved["step"] >= 0):
+            raise ValueError(f"step {saved['step']}")
+    return path, saved
+
+
+def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
+    """Puts everything where it was when the checkpoint was written."""
+    with reading(path):
+        filtered = torch.cat([own[2] for own in saved["ranks"]])  # one for each environment of all ranks
+        N = len(learner["rnd"].filtered)
+        saved["rnd"]["filtered"] = filtered[torch.arange(N * RANK, N * (RANK + 1)) % len(filtered)]
+        learning_rate = learner["optimizer"].param_groups[0]["lr"]
+        for name, part in learner.items():
+            part.load_state_dict(saved[name])
+        learner["optimizer"].param_groups[0]["lr"] = learning_rate
+        for p, state in learner["optimizer"].state.items():
+            if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
+                raise ValueError("weights that are not finite, or do not fit the optimizer's state")
+        if len(saved["ranks"]) > RANK:
+            torch.set_rng_state(saved["ranks"][RANK][0])
+            if torch.cuda.is_initialized() and saved["ranks"][RANK][1] is not None:
+                torch.cuda.set_rng_state(saved["ranks"][RANK][1])
+
+
+# ------------------------------------------------------------------------------------------------- Evaluation
+
+
+def make_evaluation_env(args: Args) -> gym.Env:
     """The game in ale-py, one copy: the same frames and RAM as EnvPool's, and it can be drawn in colour."""
     gym.register_envs(ale_py)
-    ale_id = next(name for name in gym.registry if name.lower() == f"ale/{env_id}".lower())
-    env = gym.make(
-        ale_id,
-        frameskip=1,
-        repeat_action_probability=args.sticky_actions,
-        max_episode_steps=None,
-        render_mode="rgb_array",
-    )
-    env = gym.wrappers.AtariPreprocessing(env, noop_max=1, frame_skip=4)
-    return gym.wrappers.FrameStackObservation(env, 4)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    ale_id = next(name for name in gym.registry if name.lower() == f"ale/{args.env_id}".lower())
+    options = {"frameskip": 1, "repeat_action_probability": args.sticky_actions, "max_episode_steps": None}
+    env = gym.make(ale_id, render_mode="rgb_array", **options)
+    return gym.wrappers.FrameStackObservation(gym.wrappers.AtariPreprocessing(env, noop_max=1, frame_skip=4), 4)
 
 
-def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, saved: dict) -> None:
-    """Plays whole games with the policy of a checkpoint, actions drawn as in training, and prints unclipped returns."""
-    torch.manual_seed(args.seed)
-    env = make_evaluation_env(env_id, args)
-    agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
-    load_state(agent, saved["agent"], path)
-    print(f"{path}, step {saved['rollouts'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
-    returns, rooms = [], []
-    for episode in tqdm(range(args.eval_episodes), unit="episode", disable=not sys.stderr.isatty()):
-        video = path.parent / "videos" / f"{env_id}_{path.stem}_episode{episode}.mp4"
-        if args.capture_video:
-            video.parent.mkdir(exist_ok=True)
-            writer = imageio.get_writer(video, fps=15, macro_block_size=2)  # 60 frames a second, 4 of them a step
-        obs, _ = env.reset(seed=args.seed + episode)
-        episode_return, episode_rooms = 0.0, set()
-        for _ in range(args.max_episode_steps):
-            with torch.no_grad():
-                logits, _ = agent(torch.from_numpy(obs)[None].to(device))
-            action = torch.distributions.Categorical(logits=logits).sample()
-            obs, reward, terminated, _, _ = env.step(int(action))
-            episode_return += float(reward)
-            if env_id in ROOM_BYTE:
-                episode_rooms.add(int(env.unwrapped.ale.getRAM()[ROOM_BYTE[env_id]]))
-            if args.capture_video:
-                writer.append_data(env.render().repeat(3, axis=0).repeat(3, axis=1))  # (630, 480, 3) uint8
-            if terminated:
-                break
-        returns.append(episode_return)
-        rooms.append(len(episode_rooms))
-        line = f"episode {episode}: return {episode_return:g}"
-        line += f", rooms {sorted(episode_rooms)}" if episode_rooms else ""
-        if args.capture_video:
-            writer.close()
-            line += f", {video}"
-        tqdm.write(line)
-    error = np.std(returns, ddof=1) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
-    line = f"return {np.mean(returns):.1f} +- {error:.1f} (mean, standard error), best {max(returns):g}"
-    print(line + (f", rooms {np.mean(rooms):.1f}, most {max(rooms)}" if env_id in ROOM_BYTE else ""))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Entry point
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
-    if RANK:  # what all ranks would say alike is said by the first; what is this one's alone goes to sys.__stderr__
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        sys.excepthook = lambda *error: traceback.print_exception(*error, file=sys.__stderr__)
-    args = tyro.cli(Args, description=__doc__)
+@contextlib.contextmanager
+def film(path: pathlib.Path) -> Iterator[object]:
+    """An mp4 to append pictures (H, W, 3) uint8 to, 15 a second. It gets its name when it is whole."""
+    part = path.with_suffix(".part.mp4")
+    path.parent.mkdir(exist_ok=True)
     try:
-        path, saved = None, None
-        if source := args.resume or args.evaluate:
-            path, saved = load_checkpoint("--resume" if args.resume else "--evaluate", source)
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given anew stand, all others are the run's
-        check_args(args)
-        env_id = resolve_env_id(args.env_id)
-        device = resolve_device(args.device)
-        if saved:
-            for name, value in saved["identity"].items():
-                wanted = env_id if name == "env_id" else getattr(args, name)
-                if value != wanted:
-                    raise UserError(f"{path} is of a run with {name} {value}, not {wanted}")
-        if args.evaluate:
-            evaluate(args, env_id, device, path, saved)
-            return 0
-        status = train(args, env_id, join_ranks(device), path, saved)
-        leave_ranks()
-        return status
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        time.sleep(2 * (RANK > 0))  # torchrun ends all ranks when one has ended: let the first have its say
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except RunError as error:
-        print(f"error: {error}; what was saved before is whole", file=sys.stderr)
-        return 1
-    except (OSError, RuntimeError) as error:
-        lost = not isinstance(error, (OSError, torch.OutOfMemoryError))  # it is of a collective operation
-        if lost and RANKS == 1:
-            raise
-        who = f"rank {RANK} of {RANKS}{' has lost the others' * lost}: " if RANKS > 1 else ""
-        line = f"error: {who}{str(error).splitlines()[0]}; what was saved before is whole"
-        print(line, file=sys.__stderr__)
-        return 1
+        with imageio.get_writer(part, fps=15, macro_block_size=2) as writer:
+            yield writer
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) -> None:
+    """Plays whole games with the policy of a checkpoint, actions drawn as in training. Prints unclipped returns."""
+    env = make_evaluation_env(args)
+    agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
+    with reading(path):
+        agent.load_state_dict(saved["agent"])
+    print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
+    torch.manual_seed(args.seed)
+    seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
+    returns, rooms = [], []
+    for episode, seed in enumerate(seeds.tolist()):
+        video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.mp4"
+        with film(video) if args.capture_video else contextlib.nullcontext() as writer:
+            (obs, _), score, visited = env.reset(seed=seed), 0.0, set()
+            for _ in range(args.max_episode_steps):
+                logits, _ = agent(torch.from_numpy(obs)[None].to(device))
+                obs, reward, terminated, _, _ = env.step(int(Categorical(logits=logits).sample()))
+                score += float(reward)
+                if args.env_id in ROOM_BYTE:
+                    visited.add(int(env.unwrapped.ale.getRAM()[ROOM_BYTE[args.env_id]]))
+                if writer:
+                    writer.append_data(env.render().repeat(3, axis=0).repeat(3, axis=1))  # (630, 480, 3)
+                if terminated:
+                    break
+        returns.append(score)
+        rooms.append(len(visited))
+        print(f"episode {episode}: return {score:g}{f', rooms {sorted(visited)}' if visited else ''}")
+    error = f" +- {np.std(returns, ddof=1) / len(returns) ** 0.5:.1f}" if len(returns) > 1 else ""
+    print(f"return {np.mean(returns):.1f}{error} (mean, standard error), best {max(returns):g}", end="")
+    print(f", rooms {np.mean(rooms):.1f}, most {max(rooms)}" if any(rooms) else "")
+
+
+# ------------------------------------------------------------------------------------------------ Entry point
+
+
+def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
+    """The flags; with --resume or --evaluate those of the run where none is given anew, and its checkpoint."""
+    args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
+    if (source := args.evaluate if args.resume is None else args.resume) is not None:
+        path, saved = load_checkpoint(source)
+        was = Args(**saved["args"])
+        if args.resume is None:  # an evaluation needs nothing that only training needs
+            was = dataclasses.replace(was, device="auto", track=False, compile=False)
+        args = tyro.cli(Args, args=argv, default=was)
+        for flag, value in vars(args).items() if args.resume else ():
+            if value != getattr(was, flag) and flag != "resume":
+                print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
+    check_args(args)
+    args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
+    args.total_timesteps = int(args.total_timesteps)
+    if args.resume and saved["step"] + args.num_envs * args.num_steps * RANKS > args.total_timesteps:
+        raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
+    return args, path, saved
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + the number of a signal."""
+    if sys.platform == "linux":
+        # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
+        # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
+        # and M_TOP_PAD.
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
+            getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
+    out, err = (Console(stream if RANK == 0 else None) for stream in (sys.stdout, sys.stderr))
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        handler(signal.SIGINT, signal.default_int_handler),
+    ):
+        try:
+            args, path, saved = parse(argv)
+            auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+            device = torch.device(auto if args.device == "auto" else args.device)
+            if args.evaluate is not None:
+                evaluate(args, device, path, saved)
+                return 0
+            status = train(args, join_ranks(device) if RANKS > 1 else device, path, saved)
+            if RANKS > 1:
+                dist.barrier()  # no rank leaves while another needs it
+                dist.destroy_process_group()
+            return status
+        except KeyboardInterrupt:
+            return 130
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks when one has ended: let the first have its say
+            return 2
+        except (RunError, OSError, MemoryError, RuntimeError) as error:
+            known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
+            if not known and RANKS == 1:
+                raise  # a mistake in this script: show where
+            who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""
+            print(f"error: {who}{str(error).splitlines()[0]}", file=Console(sys.__stderr__) if RANK else sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":
