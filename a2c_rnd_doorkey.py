@@ -1,75 +1,82 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "minigrid==3.2.0", "envpool==1.2.5", "imageio==2.38.1",
-#   "imageio-ffmpeg==0.8.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1"
+#   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "minigrid==3.2.0", "envpool==1.2.5",
+#   "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
 # ]
 # ///
 """A2C with and without Random Network Distillation (RND) on MiniGrid's DoorKey, in one file.
 
-Papers: Mnih et al. (2016), Asynchronous methods for deep reinforcement learning, arXiv:1602.01783; Burda, Edwards,
-Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894. The task, the networks and the
-constants of `--preset notebook`, which are the defaults, are those of a course's notebook, "Exploration and Curiosity"
-(alessiodm/drl-zh, 2025), which shows one run of each.
+Papers: Mnih et al. (2016), Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783; Burda,
+Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894. Task, networks
+and default constants are those of a course's notebook, "Exploration and Curiosity" (alessiodm/drl-zh, 2025).
 
-DoorKey: the agent is in a room with a key; a locked door leads to a room with the goal. It sees 7 x 7 tiles ahead and
-is paid once, at the goal: 1 - 0.9 * steps / limit. Acting at random it gets there in 2.3 % of episodes of the 8x8 grid
-and in 0.5 % of the 16x16 one. A2C plays T steps in N copies and takes one gradient step on all of them:
+DoorKey: the agent is in a room with a key. A locked door leads to a room with the goal. It sees 7 x 7 tiles
+ahead and is paid once, at the goal: 1 - 0.9 * steps / limit. A random agent gets there in 2.3 % of the episodes
+on 8x8 and in 0.5 % on 16x16. A2C plays T steps in N copies, then takes one gradient step on all of them:
 
     A(t) = sum over k of (gamma * lambda)^k * delta(t+k),   delta(t) = r(t) + gamma * V(t+1) - V(t)
     R(t) = A(t) + V(t), the return that V is to learn
     loss = mean over steps of -log pi(a(t) | o(t)) * A(t) + vf_coef * (R(t) - V(t))^2 - ent_coef * entropy
 
-Random Network Distillation adds a reward for what is new. A random network f, the target, is never trained; a second
-one g, the predictor, learns to agree with it on what the agent sees. Where they disagree, the agent has seldom been:
+RND adds a reward for what is new. A random network f, the target, is never trained. A second network g, the
+predictor, learns to agree with it on what the agent sees. Where they disagree, the agent has seldom been:
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 256      intrinsic reward of the step from o(t) to o(t+1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy
 
-The notebook leaves out some of what makes RND work, and says so; `--preset tuned` and `--preset tuned-16x16` put it
-back, still with A2C and the same layers. What they change, a flag each:
+The notebook leaves out some of what makes RND work, and says so. `--preset tuned` and `--preset tuned-16x16`
+put it back, still with A2C and the same layers. What they change, a flag each:
   1. A bonus for the first visit of an episode only (`--first-visit`): going back and forth earns nothing.
-  2. The bonus is divided by the deviation of its return (`--int-norm`), so that one coefficient fits all sizes.
-  3. Codes as planes of 0 and 1 (`--one-hot`): the code of a door is 4, but it is not four times an empty tile.
+  2. The bonus is divided by the std of its return (`--int-norm`), so one coefficient fits all sizes.
+  3. Codes as planes of 0 and 1 (`--one-hot`): the code of a door is 4, but it is not four empty tiles.
   4. Orthogonal weights (`--orthogonal`), with which a random target tells views apart.
-  5. A predictor that learns on what it rewarded (`--same-obs`), with all of its units (`--dropout 0`), and fast.
-  6. Up to 8x8, advantages divided by their deviation (`--norm-adv`), so that a small bonus teaches as well. Not so at
-     16x16, where the goal is rare and has to count; but there observations are whitened (`--obs-norm`), so that what
-     is seldom seen, as an open door, has the larger error.
+  5. A predictor that learns on what it rewarded (`--same-obs`), with all its units (`--dropout 0`), and fast.
+  6. Up to 8x8, advantages divided by their std (`--norm-adv`), so that a small bonus teaches as well. Not at
+     16x16, where the goal is rare and has to count. There what RND sees is whitened (`--obs-norm`): what is
+     seldom seen, such as an open door, then has the larger error.
 
 Three commands, to train, to resume and to evaluate:
     python a2c_rnd_doorkey.py --env-id DoorKey-8x8 --preset tuned
-    python a2c_rnd_doorkey.py --resume runs/<run>
-    python a2c_rnd_doorkey.py --evaluate runs/<run> --eval-episodes 20 --capture-video
+    python a2c_rnd_doorkey.py --resume runs/RUN
+    python a2c_rnd_doorkey.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect, on one core of a CPU, in 0.6 to 0.9 GB: `--preset tuned` solves 5x5 (a mean return above 0.95) within
-0.2M steps, in seconds, and 8x8 within 0.6M to 0.8M, in 1 to 3 minutes; `--preset tuned-16x16` solves 16x16 within 1.6M
-to 3.7M, in 3 to 9 minutes. The notebook's settings solve 8x8 within 1.8M to 5.2M steps; at 16x16 the notebook itself
-took 81M. docs/results/README.md has all seeds, with and without the bonus.
+What to expect, on one core of a CPU, in 0.6 to 0.9 GB: `--preset tuned` solves 5x5 (a mean return above 0.95)
+within 0.2M steps, in seconds, and 8x8 within 0.6M to 0.8M, in 1 to 3 minutes. `--preset tuned-16x16` solves
+16x16 within 1.6M to 3.7M, in 3 to 9 minutes. The notebook's settings solve 8x8 within 1.8M to 5.2M steps; at
+16x16 the notebook itself took 81M. docs/results/README.md has all seeds, with and without the bonus.
 """
 
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import datetime
 import difflib
-import importlib.metadata
 import importlib.util
 import io
+import math
 import os
 import pathlib
-import pickle
-import platform
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import Annotated, Literal
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: leave without a traceback
 
 import envpool
+import filelock
 import gymnasium as gym
 import imageio
+import minigrid
 import numpy as np
 import torch
 import torch.nn as nn
@@ -77,96 +84,58 @@ import torch.nn.functional as F
 import tyro
 from minigrid.wrappers import ImgObsWrapper
 from torch import Tensor
+from torch.optim import RMSprop
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-if platform.libc_ver()[0] == "glibc":
-    # By default glibc gives each activation back to the kernel and asks for it anew, page by page. Keeping the memory
-    # makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
-        ctypes.CDLL("libc.so.6").mallopt(option, value)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class UserError(Exception):
-    """Something that the user can put right: printed as one line, exit status 2."""
-
-
-class RunError(Exception):
-    """Something that went wrong during a run (NaN, full disk): printed as one line, exit status 1."""
-
-
-def parse_int(text: str) -> int:
-    """An integer, also when written `1e6` or `1_000_000`; ValueError for `1.5`."""
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a whole number")
-    return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(number)
-
-
-Int = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        1, "INT", lambda words: parse_int(words[0]), lambda value: isinstance(value, int), lambda value: [str(value)]
-    ),
-]
-
-
-Preset = Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"]
 
 
 @dataclasses.dataclass
 class Args:
-    # The defaults are the notebook's, `--preset` puts others in their place; "paper" is RND's, "reference" its authors'
-    # code. The comments are the help of `--help`.
+    # The defaults are the notebook's. `--preset` puts others in their place; flags given beside it stand.
+    # "paper" is RND's. The comments are the help of `--help`.
 
     # experiment
-    preset: Preset = "notebook"  # a set of defaults; flags beside it stand
-    seed: Int = 1  # seed of the networks, the actions and the environments
-    device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda, then mps, then cpu; for nets this small, cpu
+    preset: Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"] = "notebook"  # a set of defaults
+    seed: int = 1  # seed of the networks, the actions and the environments
+    device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda or mps if there is one, else cpu
     runs_dir: str = "runs"  # where the run's folder is made
-    checkpoint_interval: float = 1.0  # minutes between checkpoints; 0: one at every line of the log
-    log_interval: Int = 100  # rollouts between two lines of the log; then it is also seen whether the task is solved
-    resume: str | None = None  # a run's folder or a checkpoint: go on, with its flags except those given anew
-    evaluate: str | None = None  # a run's folder or a checkpoint: play with it, do not train
-    eval_episodes: Int = 20  # episodes to play with --evaluate
+    log_interval: int = 100  # rollouts between two lines of the log; then a solved run stops, too
+    checkpoint_interval: float = 1.0  # minutes between checkpoints; 0: one after every rollout
+    resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
+    evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
+    eval_episodes: int = 20  # episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate: a film of every episode, in the run's folder
     video_format: Literal["gif", "mp4"] = "gif"  # what kind of film
-    track: bool = False  # send the logs to Weights & Biases too (pip install wandb; WANDB_MODE=offline works)
-    wandb_project: str = "rnd"  # project name for --track
+    track: bool = False  # send the logs to Weights & Biases too; WANDB_PROJECT, WANDB_MODE=offline work
 
     # environment
-    env_id: str = "DoorKey-8x8"  # any of MiniGrid's; DoorKey-8x8 and MiniGrid-DoorKey-8x8-v0 mean the same
-    backend: Literal["envpool", "gymnasium"] = "envpool"  # gymnasium: the minigrid package, slower
-    num_envs: Int = 32  # parallel environments, N
+    env_id: str = "DoorKey-8x8"  # any of MiniGrid's; MiniGrid-DoorKey-8x8-v0 means the same
+    backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # auto: envpool, but for MultiRoom gymnasium
+    num_envs: int = 32  # parallel environments, N
 
     # A2C
-    total_timesteps: Int = 20_000_000  # environment steps, of which each is one frame
-    solved_score: float | None = 0.95  # stop when the mean return of the last 100 episodes is higher; None: do not
-    num_steps: Int = 16  # steps of each environment in a rollout, T
+    total_timesteps: float = 20_000_000  # environment steps, one frame each
+    solved_score: float | None = 0.95  # stop when the mean return of the last 100 episodes is higher
+    num_steps: int = 16  # steps of each environment in a rollout, T
     learning_rate: float = 1e-4  # RMSprop's step size for policy and values
     gamma: float = 0.99  # discount of the extrinsic stream
     gae_lambda: float = 0.98  # lambda of generalised advantage estimation, both streams
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value losses, squared error for each head
     max_grad_norm: float = 0.5  # clip the norm of the gradient of policy and values
-    norm_adv: bool = False  # divide the advantages of a rollout by their deviation
-    bootstrap_truncated: bool = False  # value what the time limit cut off, extrinsic stream only (notebook: no)
+    norm_adv: bool = False  # divide the advantages of a rollout by their std
+    bootstrap_truncated: bool = False  # extrinsic: value what the time limit cut off (notebook: no)
     orthogonal: bool = False  # orthogonal initial weights for all networks (notebook: PyTorch's own)
-    one_hot: bool = False  # object, colour and state of a tile as planes of 0 and 1 (notebook: the codes as numbers)
+    one_hot: bool = False  # codes of a tile as planes of 0 and 1 (notebook: as numbers)
 
     # RND
     int_coef: float = 10.0  # weight of the intrinsic advantage; 0: A2C without the bonus
     ext_coef: float | None = None  # weight of the extrinsic advantage (notebook: 100, without the bonus 1)
     int_gamma: float = 0.99  # discount of the intrinsic stream
     int_episodic: bool = True  # let the intrinsic stream end with the episode (paper: no)
-    int_norm: bool = False  # divide the bonus by the running deviation of its discounted return (paper: yes)
-    obs_norm: bool = False  # whiten what RND sees with running moments and clip it at 5 deviations (paper: yes)
-    same_obs: bool = False  # train the predictor on the observations that it rewards (paper: yes; notebook: one before)
+    int_norm: bool = False  # divide the bonus by the running std of its discounted return (paper: yes)
+    obs_norm: bool = False  # whiten what RND sees with running statistics and clip it at 5 std (paper: yes)
+    same_obs: bool = False  # train the predictor on the views that it rewards (notebook: one before)
     first_visit: bool = False  # pay the bonus only for views that are new in this episode
     dropout: float = 0.25  # share of the predictor's hidden units left out in training (paper: none)
     predictor_learning_rate: float = 1e-4  # RMSprop's step size for the predictor
@@ -198,179 +167,97 @@ PRESETS = {  # what each differs in from the defaults
 }
 PRESETS["tuned-16x16"] = PRESETS["tuned"] | {
     "ent_coef": 0.02,
-    "norm_adv": False,  # the goal is rare here, and when it comes it has to count for more than the noise between
+    "norm_adv": False,  # the goal is rare here, and when it comes it has to outweigh the noise in between
     "int_coef": 20.0,  # what is new in a rollout comes to an advantage of about 1
     "ext_coef": 40.0,
-    "obs_norm": True,  # what is seldom seen, as an open door, is far from the mean: a larger error, a larger bonus
+    "obs_norm": True,  # what is seldom seen, such as an open door, is far from the mean: a larger bonus
 }
 
 
-def check_args(args: Args) -> None:
-    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-
-    def require(ok: bool, flag: str, rule: str) -> None:
-        if not ok:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be {rule}")
-
-    for flag in ("num_envs", "num_steps", "log_interval", "eval_episodes"):
-        require(getattr(args, flag) >= 1, flag, "at least 1")
-    for flag in ("seed", "checkpoint_interval", "ent_coef", "vf_coef", "int_coef", "ext_coef"):
-        value = getattr(args, flag)
-        require(value is None or 0 <= value < float("inf"), flag, "a number that is not negative")
-    require(args.seed < 2**63, "seed", "below 2^63")
-    for flag in ("gamma", "int_gamma", "gae_lambda"):
-        require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
-    for flag in ("learning_rate", "max_grad_norm", "predictor_learning_rate", "predictor_max_grad_norm"):
-        value = getattr(args, flag)
-        require(value is None or 0 < value < float("inf"), flag, "a positive number")
-    require(0 <= args.dropout < 1, "dropout", "in [0, 1)")
-    require(args.solved_score is None or args.solved_score == args.solved_score, "solved_score", "a number or None")
-    rollout = args.num_envs * args.num_steps
-    require(args.total_timesteps >= rollout, "total_timesteps", f"at least one rollout, {rollout} steps")
-    if args.int_coef == 0:
-        preset = Args(**PRESETS[args.preset])
-        bonus = ("int_gamma", "int_episodic", "int_norm", "obs_norm", "same_obs", "first_visit", "dropout")
-        for flag in (*bonus, "predictor_learning_rate", "predictor_max_grad_norm"):
-            if getattr(args, flag) != getattr(preset, flag):
-                raise UserError(
-                    f"--{flag.replace('_', '-')} contradicts --int-coef 0: there is no bonus for it to change"
-                )
-    if args.resume and args.evaluate:
-        raise UserError("--resume and --evaluate exclude each other")
-    if args.capture_video and not args.evaluate:
-        raise UserError("--capture-video needs --evaluate")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        raise UserError("--track needs Weights & Biases: pip install wandb")
+# ------------------------------------------------------------------------------------------------ Environment
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of `--device`; UserError if it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine or this build of PyTorch has none")
-    return torch.device(name)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Environment
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def resolve_env_id(name: str, backend: str) -> str:
-    """The full id for any spelling of it, e.g. `MiniGrid-DoorKey-8x8-v0` for `DoorKey-8x8`; without -v the newest."""
-    known = sorted(x for x in gym.registry if x.startswith("MiniGrid-"))
-    ids = {x.lower().removeprefix("minigrid-"): x for x in known}
-    ids |= {key.rsplit("-v", 1)[0]: x for key, x in ids.items()}  # sorted, so that the newest version is the last
-    key = name.lower().removeprefix("minigrid-")
-    if key not in ids:
-        close = list(dict.fromkeys(ids[match] for match in difflib.get_close_matches(key, ids, n=3, cutoff=0.6)))
-        hint = f"did you mean {' or '.join(close)}?" if close else "this script plays MiniGrid's"
-        raise UserError(f"--env-id {name}: no such environment; {hint}")
-    if backend == "envpool" and ids[key] not in envpool.list_all_envs():
-        raise UserError(f"--env-id {name}: EnvPool does not have {ids[key]}; --backend gymnasium has")
-    return ids[key]
+def to_tensor(views: list[bytes]) -> Tensor:
+    """Views (U, 7, 7, 3) uint8."""
+    return torch.from_numpy(np.frombuffer(bytearray(b"".join(views)), np.uint8).reshape(-1, 7, 7, 3))
 
 
 class MiniGridEnvs:
     """N copies of an environment. The one place where auto-reset is dealt with.
 
-    An observation, called a view here, is what the agent sees of the grid: 7 x 7 tiles, for each the codes of object,
-    colour and state, (7, 7, 3) uint8. The agent stands at tile [3, 6] and looks to smaller second indices; what it
-    carries lies in its own tile, so it does know whether it has the key.
+    A view is what the agent sees: 7 x 7 tiles, for each the codes of object, colour and state, (7, 7, 3) uint8.
+    The agent stands at tile [3, 6] and looks to smaller second indices. What it carries lies in its own tile.
+    `views` has the N views of the moment as bytes.
 
-    Both backends reset an environment on the step *after* the one that ended the episode: that step ignores its
-    action, returns the first view of the next episode and a reward of 0. It is not experience. `step` marks it with
-    valid = False, and everything that learns or counts leaves it out.
-
-    Attributes:
-        episodes: (return, length) of every episode that has ended since the list was last emptied
-        recent: returns of the last 100 episodes
+    Both packages reset an environment on the step *after* the one that ended the episode: that step ignores its
+    action, returns the first view of the next episode and a reward of 0. It is not experience. `step` marks it
+    with valid = False, and everything that learns or counts leaves it out.
     """
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, backend: str):
-        self.seed, self.backend = seed, backend
-        if backend == "envpool":
-            self.pool = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, num_threads=1, seed=seed)
+    def __init__(self, args: Args, seed: int):
+        # EnvPool 1.2.5 puts doors of MultiRoom into corners, where they lead nowhere: 28 % of N2-S4 cannot be
+        # solved.
+        auto = "gymnasium" if "MultiRoom" in args.env_id else "envpool"
+        self.backend = auto if args.backend == "auto" else args.backend
+        self.grey_boxes = self.backend == "envpool" and "ObstructedMaze" in args.env_id  # EnvPool 1.2.5's are blue
+        if self.backend == "envpool":
+            options = {"env_type": "gymnasium", "num_envs": args.num_envs, "num_threads": 1, "seed": seed}
+            self.pool, self.options = envpool.make(args.env_id, **options), {}
             self.num_actions = int(self.pool.action_space.n)
         else:
-            self.pool = gym.make_vec(env_id, num_envs, vectorization_mode="sync", wrappers=[ImgObsWrapper])
+            options = {"vectorization_mode": "sync", "wrappers": [ImgObsWrapper]}
+            self.pool, self.options = gym.make_vec(args.env_id, args.num_envs, **options), {"seed": seed}
             self.num_actions = int(self.pool.single_action_space.n)
-        self.done = np.zeros(num_envs, bool)  # (N,) the step before ended the episode
-        self.returns = np.zeros(num_envs)  # (N,) of the episodes under way, as the next two
-        self.lengths = np.zeros(num_envs, int)
-        self.seen: list[set[bytes]] = [set() for _ in range(num_envs)]
-        self.episodes: list[tuple[float, int]] = []
-        self.recent: collections.deque[float] = collections.deque(maxlen=100)
+        self.done = np.zeros(args.num_envs, bool)  # (N,) the step before ended the episode
+        self.seen = [collections.Counter() for _ in self.done]  # how often each view was seen in its episode
+        self.stats = EpisodeStats(args.num_envs, args.solved_score)
 
-    def look(self, obs: dict | np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """What a backend returns -> the N views as bytes, and whether each is new in its episode (N,) bool."""
-        views = [view.tobytes() for view in (obs["image"] if self.backend == "envpool" else obs)]
-        new = np.array([view not in seen for view, seen in zip(views, self.seen, strict=True)])
-        for view, seen in zip(views, self.seen, strict=True):
-            seen.add(view)
-        return views, new
+    def look(self, obs: dict | np.ndarray, info: dict) -> np.ndarray:
+        """Takes in the views that a package returns. Returns where the agents stand (N, 2)."""
+        if self.backend == "envpool":
+            obs, position = obs["image"], info["agent_pos"]
+            if self.grey_boxes:
+                obs[obs[..., 0] == 7, 1] = 5  # 7: a box; 5: grey, as in the minigrid package
+        else:
+            position = np.array([env.unwrapped.agent_pos for env in self.pool.envs])
+        self.views = [view.tobytes() for view in obs]
+        for view, seen in zip(self.views, self.seen, strict=True):
+            seen[view] += 1
+        return position
 
-    def reset(self) -> list[bytes]:
-        """Starts an episode in every copy. Returns the N views."""
-        return self.look(self.pool.reset(**({} if self.backend == "envpool" else {"seed": self.seed}))[0])[0]
+    def reset(self) -> None:
+        """Starts an episode in every copy."""
+        position = self.look(*self.pool.reset(**self.options))
+        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)
 
-    def step(self, actions: np.ndarray) -> tuple[list[bytes], *tuple[np.ndarray, ...]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Plays actions (N,) int.
 
-        Returns: the N views; whether each is new in its episode (N,) bool; rewards (N,) float32; terminated and
-        truncated (N,) bool, the episode ends here; valid (N,) bool, False where the step was a reset.
+        Returns: rewards (N,); done (N,) bool, the episode ends here; truncated (N,) bool, it is cut by the time
+        limit; visits (N,) int, how often the view was seen in its episode, this time included; valid (N,) bool,
+        False where the step was a reset.
         """
-        obs, rewards, terminated, truncated, _ = self.pool.step(actions)
-        # a goal on the very last step is an end; the minigrid package says both of it, EnvPool that it was cut
-        terminated, truncated = terminated | (truncated & (rewards != 0)), truncated & (rewards == 0)
+        obs, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
         for i in np.flatnonzero(self.done):
             self.seen[i].clear()
-        views, new = self.look(obs)
+        position = self.look(obs, info)
         self.done = terminated | truncated
-        self.returns += rewards * valid
-        self.lengths += valid
-        for i in np.flatnonzero(self.done):
-            self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
-            self.recent.append(float(self.returns[i]))
-            self.returns[i], self.lengths[i] = 0, 0
-        return views, new, rewards.astype(np.float32), terminated, truncated, valid
+        # A goal or lava on the very last step is an end, not a cut. The minigrid package then says both, EnvPool
+        # only that it was cut (so there lava, which pays nothing, cannot be told from a cut).
+        truncated = truncated & ~terminated & (rewards == 0)
+        self.stats.add(rewards, self.done, valid, position)
+        visits = np.array([seen[view] for view, seen in zip(self.views, self.seen, strict=True)])
+        return rewards, self.done, truncated, visits, valid
 
 
-class Views:
-    """The different views of a rollout, numbered in the order in which they came.
-
-    There are far fewer of them than steps (`charts/unique_views` is the share). Each network is evaluated once for each
-    view, not once for each step: the same numbers, more than twice as fast.
-    """
-
-    def __init__(self):
-        self.numbers: dict[bytes, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def add(self, views: list[bytes]) -> Tensor:
-        """The numbers of views (N,) int64."""
-        return torch.tensor([self.numbers.setdefault(view, len(self.numbers)) for view in views])
-
-    def tensor(self, first: int = 0) -> Tensor:
-        """Views number `first` and up (U, 7, 7, 3) uint8."""
-        keys = list(self.numbers)[first:]
-        return torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 7, 7, 3)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- Networks
 
 NUM_CODES = (11, 6, 4)  # how many codes there are for object, colour and state
 
 
-def planes(views: Tensor, one_hot: bool) -> Tensor:
-    """Views (U, 7, 7, 3) uint8 -> (U, 3, 7, 7) float32, the codes as numbers, or (U, 21, 7, 7), a plane for each."""
+def encode(views: Tensor, one_hot: bool) -> Tensor:
+    """Views (U, 7, 7, 3) uint8 -> (U, C, 7, 7) float32: codes as numbers, or 21 planes of 0 and 1."""
     if not one_hot:
         return views.permute(0, 3, 1, 2).float()
     codes = [F.one_hot(x, n) for x, n in zip(views.long().unbind(3), NUM_CODES, strict=True)]
@@ -378,20 +265,16 @@ def planes(views: Tensor, one_hot: bool) -> Tensor:
 
 
 def conv_layers(num_planes: int) -> list[nn.Module]:
-    """Planes (U, C, 7, 7) -> (U, 1024). All networks of this script start with these layers."""
+    """What a network sees (U, C, 7, 7) -> (U, 1024). All networks here start with these layers."""
     return [
-        nn.Conv2d(num_planes, 16, 2),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 2),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 2),
-        nn.ReLU(),
-        nn.Flatten(),
+        *(nn.Conv2d(num_planes, 16, 2), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 2), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 2), nn.ReLU(), nn.Flatten()),
     ]
 
 
 def init_orthogonal(network: nn.Module) -> None:
-    """Orthogonal weights of gain sqrt(2), of the policy's and the values' last layers 0.01; zero biases (as RND's)."""
+    """Orthogonal weights of gain sqrt(2), of the policy's and the values' last layers 0.01; zero biases."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             last = name in ("policy_head", "int_value_head", "ext_value_head")
@@ -411,21 +294,22 @@ class Agent(nn.Module):
         self.ext_value_head = nn.Linear(64, 1)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Planes (U, C, 7, 7) -> logits (U, num_actions), values (U, 2)."""
+        """What the agent sees (U, C, 7, 7) -> logits (U, num_actions), values (U, 2)."""
         hidden = self.features(inputs).split(64, 1)  # 3 x (U, 64)
         values = torch.cat([self.int_value_head(hidden[1]), self.ext_value_head(hidden[2])], 1)
         return self.policy_head(hidden[0]), values
 
 
 class RND(nn.Module):
-    """The target, the predictor and the normalisers that decide what is new."""
+    """The target, the predictor, and the statistics that normalise what they see and what they pay."""
 
     def __init__(self, num_envs: int, num_planes: int, dropout: float, device: torch.device):
         super().__init__()
-        # The predictor is two layers deeper, so that it can represent the target; hence what error there is comes
-        # from what it has not seen (paper section 2.2.1). Its dropout acts in training only, not when it rewards.
+        # The predictor is two layers deeper, so that it can represent the target. Then the error that is left
+        # comes from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 256)).requires_grad_(False)
-        # In two parts: the trunk runs once for each view, the head, which starts with the dropout, once for each step.
+        # In two parts: the trunk runs once for each view. The head begins with dropout, which acts when it
+        # learns, on other units at each step, and not when it rewards.
         self.predictor_trunk = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 256))
         self.predictor_head = nn.Sequential(
             *(nn.Dropout(dropout), nn.ReLU(), nn.Linear(256, 256)),
@@ -433,20 +317,15 @@ class RND(nn.Module):
         )
         self.obs_rms = RunningMoments((num_planes, 7, 7), device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
         self.to(device)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Normalisers and returns
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- Normalisers, returns and losses
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of everything seen so far, merged batch by batch (Chan et al. 1979), in float64.
-
-    They are cumulative: nothing is forgotten. The variance has no epsilon.
-    """
+    """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device):
         super().__init__()
@@ -457,30 +336,26 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), each row as often as valid (B,) says: once if True, or that many times."""
-        batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
+        """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
+        delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
         count = weight.sum()
-        share = weight / count.clamp(min=1)
-        mean = torch.tensordot(share, batch, 1)
-        var = torch.tensordot(share, (batch - mean).square_(), 1)
         total = self.count + count
-        delta = mean - self.mean
-        m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
-        self.mean += delta * count / total
-        self.var.copy_(m2 / total)
-        self.count.copy_(total)
+        self.mean += first / total
+        self.var.copy_((self.var * self.count + second - first.square() / total) / total)
+        self.count += count
 
 
 def whiten(inputs: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Planes (U, C, 7, 7) -> the same, whitened entry by entry and clipped at 5 deviations."""
+    """What RND sees (U, C, 7, 7) -> the same, whitened entry by entry and clipped at 5 std."""
     return ((inputs - obs_rms.mean.float()) / obs_rms.var.sqrt().float()).clamp(-5, 5)
 
 
 @torch.no_grad()
 def novelty(rnd: RND, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Raw intrinsic reward: mean squared error of the predictor (U,), with dropout off.
+    """Raw intrinsic reward: mean squared error of the predictor (U,), without dropout.
 
-    Args: hidden (U, 256), the predictor's as far as its head; targets (U, 256).
+    Args: hidden (U, 256), what the predictor's trunk makes of the views; targets (U, 256).
     """
     rnd.eval()
     errors = (rnd.predictor_head(hidden) - targets).square().mean(1)
@@ -491,10 +366,8 @@ def novelty(rnd: RND, hidden: Tensor, targets: Tensor) -> Tensor:
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on); a reset step
-    leaves it as it is. The deviation of F stands for that of the return.
-
-    Returns: F (T, N), the new state (N,).
+    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
+    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -537,8 +410,8 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 def a2c_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Policy gradient, value losses and entropy of one rollout (Mnih et al. 2016, section 4).
 
-    Args: logits (B, A) and values (B, 2) of the network being trained; batch: actions, advantages, valid (B,),
-    returns (B, 2).
+    Args: logits (B, A) and values (B, 2) of the network being trained; batch: actions, advantages, valid (B,)
+    and returns (B, 2) of the rollout.
     Returns: the loss, and what to log.
     """
     valid = batch["valid"]
@@ -546,98 +419,350 @@ def a2c_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
     chosen = logprobs.gather(1, batch["actions"][:, None]).squeeze(1)  # (B,)
     policy_loss = masked_mean(-chosen * batch["advantages"], valid)
     entropy = masked_mean(-(logprobs.exp() * logprobs).sum(1), valid)
-    value_losses = [masked_mean(error, valid) for error in (values - batch["returns"]).square().unbind(1)]
-    coefs = (args.int_coef, args.ext_coef)  # a stream that is turned off does not shape the features either
-    value_losses = [loss * (coef != 0) for loss, coef in zip(value_losses, coefs, strict=True)]
-    loss = policy_loss + args.vf_coef * sum(value_losses) - args.ent_coef * entropy
-    return loss, {
-        "policy_loss": policy_loss,
-        "value_loss": sum(value_losses),
-        "value_loss_int": value_losses[0],
-        "value_loss_ext": value_losses[1],
-        "entropy": entropy,
-    }
+
+    value_losses = {}
+    coefs = {"_int": args.int_coef, "_ext": args.ext_coef}
+    for error, (stream, coef) in zip((values - batch["returns"]).square().unbind(1), coefs.items(), strict=True):
+        # a stream that is turned off does not shape the features either
+        value_losses[f"value_loss{stream}"] = masked_mean(error, valid) * (coef > 0)
+    value_loss = sum(value_losses.values())
+    loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
+    return loss, value_losses | {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
+# --------------------------------------------------------------------------------- The steps of the algorithm
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments. The last row of index and values is what follows the last step.
+
+    Of the (T+1) * N views that are shown, U are different, a fifth to a half of them. The networks see each of
+    these once, not once a step: the same numbers, twice as fast.
+    """
+
+    obs: Tensor  # ((T+1) * N, 7, 7, 3) uint8, of which the first U are in use
+    index: Tensor  # (T+1, N) int64, which of them is shown
+    actions: Tensor  # (T, N) int64
+    values: Tensor  # (T+1, N, 2) intrinsic, extrinsic
+    rewards: Tensor  # (T, N) extrinsic
+    dones: Tensor  # (T, N) bool
+    truncated: Tensor  # (T, N) bool, done because of the time limit
+    visits: Tensor  # (T, N) int64, how often what the step led to was seen in its episode
+    valid: Tensor  # (T, N) bool, False where the step was a reset
+
+    @property
+    def views(self) -> Tensor:
+        """The different views (U, 7, 7, 3), in the order in which they came."""
+        return self.obs[: self.index.max() + 1]
+
+
+def empty_rollout(T: int, N: int, device: torch.device) -> Rollout:
+    """The storage of a rollout, written anew in every iteration."""
+    with device:
+        return Rollout(
+            obs=torch.zeros(((T + 1) * N, 7, 7, 3), dtype=torch.uint8),
+            index=torch.zeros((T + 1, N), dtype=torch.int64),
+            actions=torch.zeros((T, N), dtype=torch.int64),
+            values=torch.zeros((T + 1, N, 2)),
+            rewards=torch.zeros((T, N)),
+            dones=torch.zeros((T, N), dtype=torch.bool),
+            truncated=torch.zeros((T, N), dtype=torch.bool),
+            visits=torch.zeros((T, N), dtype=torch.int64),
+            valid=torch.zeros((T, N), dtype=torch.bool),
+        )
+
+
+@torch.no_grad()
+def collect(envs: MiniGridEnvs, agent: Agent, rollout: Rollout, args: Args) -> None:
+    """Plays T steps with the policy and writes them into the rollout."""
+    obs, index, actions, values, rewards, dones, truncated, visits, valid = rollout
+    numbers: dict[bytes, int] = {}  # the different views, numbered in the order in which they came
+    logits = torch.zeros((len(obs), envs.num_actions), device=obs.device)  # of each different view
+    view_values = torch.zeros((len(obs), 2), device=obs.device)
+    for t in range(args.num_steps + 1):
+        first = len(numbers)
+        index[t] = torch.tensor([numbers.setdefault(view, len(numbers)) for view in envs.views])
+        if len(numbers) > first:
+            new = slice(first, len(numbers))
+            obs[new] = to_tensor([*numbers][new])
+            logits[new], view_values[new] = agent(encode(obs[new], args.one_hot))
+        if t < args.num_steps:
+            actions[t] = torch.multinomial(logits[index[t]].softmax(1), 1).squeeze(1)
+            step = envs.step(actions[t].cpu().numpy())
+            rewards[t], dones[t], truncated[t], visits[t], valid[t] = map(torch.from_numpy, step)
+    values[:] = view_values[index]
+
+
+def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> tuple[Tensor, Tensor]:
+    """r_int (T, N), and the loss of the predictor on this rollout, from the same pass through its trunk."""
+    index, valid = rollout.index, rollout.valid
+    if args.int_coef == 0:
+        return torch.zeros_like(rollout.rewards), rollout.rewards.new_zeros(())
+    inputs = encode(rollout.views, args.one_hot)  # (U, C, 7, 7)
+    if args.obs_norm:
+        # paper: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
+        # is rewarded, because then the first is whitened by itself
+        times = torch.bincount(index[1:][valid], minlength=len(inputs))  # (U,) excluding resets
+        rnd.obs_rms.update(inputs, times)
+        inputs = whiten(inputs, rnd.obs_rms)
+    targets, hidden = rnd.target(inputs), rnd.predictor_trunk(inputs)  # (U, 256) each
+    intrinsic = novelty(rnd, hidden, targets)[index[1:]]  # (T, N)
+    if args.first_visit:
+        intrinsic = intrinsic * (rollout.visits == 1)
+    if args.int_norm:
+        filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
+        rnd.return_rms.update(filtered.flatten(), valid.flatten())
+        intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
+
+    learned = (index[1:] if args.same_obs else index[:-1]).flatten()  # (B,)
+    predicted = rnd.predictor_head(hidden[learned]) if args.dropout else rnd.predictor_head(hidden)[learned]
+    return intrinsic, masked_mean((predicted - targets[learned]).square().mean(1), valid.flatten())
+
+
+def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> tuple[Tensor, Tensor]:
+    """A = int_coef * A_int + ext_coef * A_ext (T, N), and what each value head is to learn (T, N, 2)."""
+    rewards, dones, values = rollout.rewards, rollout.dones, rollout.values
+    if args.bootstrap_truncated:  # the view after a step that was cut is the episode's last
+        rewards = rewards + args.gamma * values[1:, :, 1] * rollout.truncated
+    int_dones = dones if args.int_episodic else torch.zeros_like(dones)
+    streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
+    advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
+    for head, (r, ends, gamma, coef) in enumerate(streams):
+        v = values[..., head]  # (T+1, N)
+        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        returns[..., head] = stream_advantages + v[:-1]
+        advantages += coef * stream_advantages
+    if args.norm_adv:
+        advantages = advantages / (advantages[rollout.valid].std() + 1e-8)
+    return advantages, returns
+
+
+def update(
+    agent: Agent,
+    optimizer: RMSprop,
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    predictor_loss: Tensor,
+    args: Args,
+) -> dict[str, Tensor]:
+    """One RMSprop step on the whole rollout for policy, values and predictor. Returns what to log."""
+    logits, values = agent(encode(rollout.views, args.one_hot))  # (U, A), (U, 2)
+    acted_on = rollout.index[:-1].flatten()  # (B,)
+    batch = {"actions": rollout.actions, "valid": rollout.valid, "advantages": advantages, "returns": returns}
+    batch = {key: x.flatten(0, 1) for key, x in batch.items()}  # (B, ...)
+    loss, metrics = a2c_loss(logits[acted_on], values[acted_on], batch, args)
+    optimizer.zero_grad()
+    (loss + predictor_loss).backward()
+    parameters, predictor_parameters = (group["params"] for group in optimizer.param_groups)
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+    nn.utils.clip_grad_norm_(predictor_parameters, args.predictor_max_grad_norm or math.inf)
+    optimizer.step()
+    metrics["predictor_loss"] = predictor_loss
+    return {f"losses/{key}": value.detach() for key, value in metrics.items()}
+
+
+# --------------------------------------------------------------------------------------------------- Training
+
+
+def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
+    """Trains until the end, solved or a signal, or on from what was `saved` in `path`. Returns the status."""
+    T, N = args.num_steps, args.num_envs
+    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    torch.manual_seed(args.seed)
+    rollout = empty_rollout(T, N, device)
+    seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 1)  # another after a resume
+    envs = MiniGridEnvs(args, seed)
+    num_planes = sum(NUM_CODES) if args.one_hot else 3
+    agent = Agent(envs.num_actions, num_planes).to(device)
+    rnd = RND(N, num_planes, args.dropout, device)
+    predictor = [*rnd.predictor_trunk.parameters(), *rnd.predictor_head.parameters()]
+    if args.orthogonal:
+        init_orthogonal(agent)
+        init_orthogonal(rnd)
+    rates = (agent.parameters(), args.learning_rate), (predictor, args.predictor_learning_rate)
+    optimizer = RMSprop([{"params": [*parameters], "lr": rate} for parameters, rate in rates])
+    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
+    with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
+        envs.reset()
+        run.bar = Progress(args.total_timesteps, step)
+        while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
+            collect(envs, agent, rollout, args)
+            intrinsic, predictor_loss = intrinsic_rewards(rnd, rollout, args)
+            advantages, returns = advantages_and_returns(rollout, intrinsic, args)
+            scalars = update(agent, optimizer, rollout, advantages, returns, predictor_loss, args)
+            step += per_iteration
+            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns, args))
+            run.save()
+        return run.finish()
+
+
+# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+
+
+SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
+
+
+class UserError(Exception):
+    """Something that the user can put right: printed as one line, exit status 2."""
+
+
+class RunError(Exception):
+    """Something that went wrong during a run, such as a NaN: printed as one line, exit status 1."""
+
+
+def check_args(args: Args) -> None:
+    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
+    rollout = args.num_envs * args.num_steps
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    counts = "num_envs num_steps log_interval eval_episodes"
+    rates = "learning_rate predictor_learning_rate max_grad_norm predictor_max_grad_norm"
+    for flags, holds, rule in (
+        (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
+        ("seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
+        ("checkpoint_interval ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0"),
+        ("gamma int_gamma gae_lambda", lambda x: 0 <= x <= 1, "in [0, 1]"),
+        ("dropout", lambda x: 0 <= x < 1, "in [0, 1)"),
+        (rates, lambda x: x is None or 0 < x < math.inf, "a positive number"),
+        ("solved_score", lambda x: x is None or not math.isnan(x), "a number"),
+        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("evaluate", lambda x: x is None or args.resume is None, "without --resume"),
+        ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
+        ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
+        (
+            "num_envs",
+            lambda _: os.environ.get("WORLD_SIZE", "1") == "1",
+            "without torchrun: this script is one process",
+        ),
+    ):
+        for flag in flags.split():
+            if not holds(value := getattr(args, flag)):
+                raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
+
+
+def resolve_env_id(name: str, backend: str) -> str:
+    """The full id for any spelling of it, e.g. `MiniGrid-DoorKey-8x8-v0` for `DoorKey-8x8`; without -v the newest."""
+    ids = {x.lower().removeprefix("minigrid-"): x for x in sorted(gym.registry) if x.startswith("MiniGrid-")}
+    ids |= {key.rsplit("-v", 1)[0]: x for key, x in ids.items()}  # sorted, so that the newest version is the last
+    key = name.lower().removeprefix("minigrid-")
+    if key in ids and (backend != "envpool" or ids[key] in envpool.list_all_envs()):
+        return ids[key]
+    hints = dict.fromkeys(ids[match] for match in difflib.get_close_matches(key, ids))
+    hint = f"did you mean {' or '.join(hints)}?" if hints else "this script plays MiniGrid"
+    hint = f"--backend gymnasium has {ids[key]}" if key in ids else hint
+    raise UserError(f"--env-id {name}: no such environment; {hint}")
+
+
+class EpisodeStats:
+    """Returns, lengths and cells visited of episodes."""
+
+    def __init__(self, num_envs: int, solved_score: float | None):
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
+        self.cells = np.zeros((num_envs, 64, 64), bool)  # (N, x, y) likewise: where the agent has been
+        self.solved_score = math.inf if solved_score is None else solved_score
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets past episodes."""
+        self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
+        self.means: dict[str, float] = {}  # of what was logged last
+        self.load_state_dict({"recent": []})
+
+    def load_state_dict(self, state: dict) -> None:
+        self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
+
+    def state_dict(self) -> dict:
+        return {"recent": [*self.recent]}
+
+    def add(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, position: np.ndarray) -> None:
+        """Takes in a step of all environments, arguments (N,) and position (N, 2)."""
+        self.returns += rewards * valid
+        self.lengths += valid
+        self.cells[np.arange(len(done)), *position.T] = True  # after a reset step: where the next episode begins
+        for i in np.flatnonzero(done & valid):
+            score = float(self.returns[i])
+            self.episodes.append((score, int(self.lengths[i]), int(self.cells[i].sum()), score > 0))
+            self.returns[i], self.lengths[i], self.cells[i] = 0, 0, False
+
+    def scalars(self) -> dict[str, float]:
+        """What to log of the episodes since the last call."""
+        self.recent.extend(score for score, *_ in self.episodes)
+        if self.episodes:
+            names = "charts/episodic_return", "charts/episodic_length", "rnd/cells_visited", "charts/success_rate"
+            self.means = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
+        scalars, self.episodes = self.means if self.episodes else {}, []
+        if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
+            scalars = scalars | {"charts/score": np.mean(self.recent)}
+        return scalars
+
+    @property
+    def solved(self) -> bool:
+        """Is the mean of the last 100 returns above --solved-score?"""
+        return len(self.recent) == self.recent.maxlen and bool(np.mean(self.recent) > self.solved_score)
+
+    def __str__(self) -> str:
+        if not self.recent:
+            return "return -"
+        success = f"success {np.mean(np.array(self.recent) > 0):.2f}"
+        cells = f", cells {self.means['rnd/cells_visited']:.0f}" if self.means else ""
+        return f"{'solved: ' if self.solved else ''}return {np.mean(self.recent):.3f}, {success}{cells}"
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
-    return 1 - (returns - values).var() / returns.var()
+    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints, logs and signals
-# ----------------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def diagnostics(
+    agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor, args: Args
+) -> dict[str, Tensor]:
+    """What to log beside the means of the update. The largest logit shows a policy that has burst."""
+    scalars = {
+        "rnd/intrinsic_reward": masked_mean(intrinsic, rollout.valid),
+        "rnd/intrinsic_return_std": rnd.return_rms.var.sqrt().float(),
+        "losses/max_logit": agent(encode(rollout.obs[rollout.index[-1]], args.one_hot))[0].abs().max(),
+        "charts/unique_views": (rollout.index.max() + 1) / rollout.index.numel(),
+    }
+    for head, suffix in enumerate(("_int", "_ext")):
+        explained = explained_variance(rollout.values[:-1, :, head], returns[..., head], rollout.valid)
+        scalars[f"losses/explained_variance{suffix}"] = explained
+    return scalars
 
-SCRIPT = pathlib.Path(__file__).stem
+
+class Console:
+    """A stream that cannot fail: a closed pipe, a dead terminal or a poor code page is never worth a run."""
+
+    def __init__(self, stream: io.TextIOBase | None):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before the start)
+        with contextlib.suppress(AttributeError):  # a notebook's
+            self.stream.reconfigure(errors="replace")
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except RuntimeError:  # a signal's line in the middle of another one
+            pass
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
 
 
-def save_checkpoint(path: pathlib.Path, state: dict) -> None:
-    """Writes `state` so that `path` is at any moment a whole checkpoint, the old or the new one, or raises RunError."""
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state, buffer)
+@contextlib.contextmanager
+def handler(number: int, receive: Callable) -> Iterator[None]:
+    """Inside, this signal is received by that function; in a thread that gets no signals, nothing changes."""
+    before = signal.signal(number, receive) if threading.current_thread() is threading.main_thread() else None
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path} ({error.strerror})") from None
-
-
-def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
-    """The checkpoint in a run's folder, or that file: path and state. UserError if it is not one of this script's."""
-    path = pathlib.Path(source)
-    path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"{flag} {source}: there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise UserError(f"{flag} {source}: {path} is damaged or is no checkpoint") from None
-    script = state.get("script") if isinstance(state, dict) else None
-    if script != SCRIPT:
-        raise UserError(f"{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
-    if state["args"].keys() != vars(Args()).keys():
-        raise UserError(f"{flag} {source}: {path} was written by another version of this script")
-    return path, state
-
-
-def load_state(part: nn.Module | torch.optim.Optimizer, state: dict, path: pathlib.Path) -> None:
-    """part.load_state_dict; UserError if the checkpoint is of another architecture."""
-    try:
-        part.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} holds another architecture than these flags ask for: {reason}") from None
-
-
-def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> tuple[pathlib.Path, SummaryWriter]:
-    """Makes the run's folder, or takes that of checkpoint `path`, and opens its logs."""
-    name = f"{env_id}__{SCRIPT}__{args.seed}__{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    run_dir = path.parent if path else pathlib.Path(args.runs_dir) / name
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if args.track:
-            import wandb
-
-            wandb.init(project=args.wandb_project, name=run_dir.name, config=vars(args), sync_tensorboard=True)
-        threading.excepthook = lambda _: None  # TensorBoard's thread: its errors reach this one at the next scalar
-        writer = SummaryWriter(str(run_dir), purge_step=step + 1 if path else None)
-    except OSError as error:
-        raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
-    try:
-        describe = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:  # no git
-        commit = "unknown"
-    facts = {name: importlib.metadata.version(name) for name in ("torch", "envpool", "minigrid", "gymnasium", "numpy")}
-    facts |= {"python": platform.python_version(), "commit": commit, **vars(args)}
-    table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
-    writer.add_text("hyperparameters", table, step)
-    return run_dir, writer
+        yield
+    finally:
+        if before is not None:
+            signal.signal(number, before)
 
 
 class Progress(tqdm):
@@ -645,351 +770,324 @@ class Progress(tqdm):
 
     monitor_interval = 0  # no thread that prints the same line again
 
-    def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
+    def __init__(self, total: int, initial: int = 0, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
-        plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1, "smoothing": 0.02}
-        style |= {} if self.terminal else plain
+        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
+        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1}
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.terminal:
             super().display(msg, pos)
         elif msg is None:
-            print(str(self).replace("|", ""), flush=True)
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        tqdm.write(line) if self.terminal else print(line, flush=True)
+            print(str(self).replace("|", ""))
 
 
-class StopSignal:
-    """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once."""
+class Run:
+    """What goes on around the loop: the run's folder, logs, checkpoints, signals, progress."""
 
-    def __init__(self):
-        self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
+    def __init__(self, args: Args, learner: dict, rollout: Rollout, path: pathlib.Path | None, saved: dict | None):
+        self.args, self.learner, self.stats = args, learner, learner["stats"]
+        self.step, self.best_score, self.seconds, self.folder = 0, -math.inf, 0.0, pathlib.Path()
+        if saved:
+            restore(learner, path, saved)
+            self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
+        self.stack = contextlib.ExitStack()  # what to undo at the end
+        self.open_folder(path)
+        self.introduce(rollout)
+        # an error in TensorBoard's thread is shown by it, and raised here with the next scalar: once is
+        # enough
+        self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = lambda _: None
+        self.signal = 0
+        self.past: list[dict[str, float]] = []  # scalars of the rollouts since the last line of the log
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                self.stack.enter_context(handler(number, self.receive))
+        self.bar = tqdm(disable=True)
+        self.stack.callback(lambda: self.bar.close())
+        self.close = self.stack.close  # puts everything back as it was before the run
+        self.started = self.logged = self.saved = time.monotonic()
+
+    def open_folder(self, path: pathlib.Path | None) -> None:
+        """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
+        args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{SCRIPT}__{args.seed}__{now}"
+        try:
+            if path:
+                self.folder = path.parent
+            else:
+                self.folder.mkdir(parents=True)
+            lock = filelock.FileLock(self.folder / "lock", timeout=0)
+            self.stack.enter_context(lock)
+            latest = self.folder / "latest.pt"
+            if path and path.name != latest.name and latest.exists():
+                kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
+            if args.track:
+                import wandb
+
+                name = self.folder.name
+                wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
+            self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
+            self.stack.callback(self.writer.close)
+        except filelock.Timeout:
+            raise UserError(f"{self.folder} belongs to a run that is going on") from None
+        except OSError as error:
+            raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+
+    def introduce(self, rollout: Rollout) -> None:
+        """Says what is about to happen, and puts flags, versions and commit into the logs."""
+        args, device = self.args, rollout.obs.device
+        facts = {x.__name__: x.__version__ for x in (torch, envpool, minigrid, gym, np)}
+        facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+            describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
+            facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
+        table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
+        self.writer.add_text("hyperparameters", table, self.step)
+        networks = {"agent": self.learner["agent"], **dict(self.learner["rnd"].named_children())}
+        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        print(f"device       {device} ({name})")
+        print(f"environment  {args.env_id} x {args.num_envs}")
+        print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
+        print(f"rollout      {sum(x.nbytes for x in rollout) / 1e6:,.1f} MB")
+        print(f"folder       {self.folder}")
 
     def receive(self, number: int, _frame: object) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        print("\nstopping when the learner can be saved; once more: at once", flush=True)
+        """Takes note of a signal. A second Ctrl-C ends the process at once."""
+        if not self.signal:
+            print("\nstopping after this iteration; Ctrl-C again: at once")
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        self.signal = self.signal or number
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Training
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains until solved, the end or a signal; or on from `saved`, the checkpoint `path`. Returns the exit status."""
-    T, N = args.num_steps, args.num_envs
-    B = T * N  # environment steps in a rollout
-    num_iterations = args.total_timesteps // B
-    iteration = saved["iteration"] if saved else 0
-    if iteration >= num_iterations:
-        raise UserError(f"{path} has all of its {iteration * B:,} steps; ask for more with --total-timesteps")
-    ext_coef = args.ext_coef if args.ext_coef is not None else (100.0 if args.int_coef else 1.0)
-    stop = StopSignal()
-
-    # environments, networks, optimiser
-    torch.manual_seed(args.seed)
-    seed = int(np.random.SeedSequence((args.seed, iteration)).generate_state(1)[0] >> 1)  # others after a resume
-    envs = MiniGridEnvs(env_id, N, seed, args.backend)
-    num_planes = sum(NUM_CODES) if args.one_hot else 3
-    agent = Agent(envs.num_actions, num_planes).to(device)
-    rnd = RND(N, num_planes, args.dropout, device)
-    predictor_parameters = [*rnd.predictor_trunk.parameters(), *rnd.predictor_head.parameters()]
-    groups = [
-        {"params": [*agent.parameters()], "lr": args.learning_rate},
-        {"params": predictor_parameters, "lr": args.predictor_learning_rate},
-    ]
-    if args.orthogonal:
-        init_orthogonal(agent)
-        init_orthogonal(rnd)
-    optimizer = torch.optim.RMSprop(groups)
-    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer}
-    best_score, seconds_before = float("-inf"), 0.0
-    if saved:
-        for name, part in learner.items():
-            load_state(part, saved[name], path)
-        for group, asked in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] = asked["lr"]  # those of the checkpoint, unless others are asked for
-        torch.set_rng_state(saved["rng_cpu"])
-        if device.type == "cuda" and saved["rng_device"] is not None:
-            torch.cuda.set_rng_state(saved["rng_device"])
-        envs.recent.extend(saved["recent"])
-        best_score, seconds_before = saved["best_score"], saved["seconds"]
-    run_dir, writer = open_run(args, env_id, path, iteration * B)
-
-    # what is about to happen
-    networks = {
-        "agent": agent,
-        "predictor": nn.ModuleList([rnd.predictor_trunk, rnd.predictor_head]),
-        "target": rnd.target,
-    }
-    print(f"device       {device}{f', threads: {torch.get_num_threads()}' * (device.type == 'cpu')}")
-    print(f"environment  {env_id} x {N} ({args.backend}), {envs.num_actions} actions")
-    print(f"preset       {args.preset}, {'bonus ' + format(args.int_coef, 'g') if args.int_coef else 'no bonus'}")
-    print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
-    print("memory       0.6 to 0.9 GB, most of it libraries")
-    print(f"steps        {num_iterations * B:,} at most, in {num_iterations:,} rollouts of {T} x {N}; 1 frame a step")
-    print(f"folder       {run_dir}", flush=True)
-
-    def save() -> None:
-        """Writes latest.pt, and best.pt too if the mean return of the last 100 episodes has never been as high."""
-        nonlocal best_score
-        score = float(np.mean(envs.recent)) if len(envs.recent) == 100 else float("-inf")  # before: only short ones
-        is_best, best_score = score > best_score, max(score, best_score)
-        state = {name: part.state_dict() for name, part in learner.items()} | {
-            "script": SCRIPT,
-            "args": {**vars(args), "resume": None},
-            "identity": {"env_id": env_id, "preset": args.preset, "num_envs": N, "num_steps": T},
-            "iteration": iteration,
-            "rng_cpu": torch.get_rng_state(),
-            "rng_device": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            "recent": list(envs.recent),
-            "best_score": best_score,
-            "seconds": seconds_before + time.time() - start_time,
-        }
-        save_checkpoint(run_dir / "latest.pt", state)
-        if is_best:
-            save_checkpoint(run_dir / "best.pt", state)
-
-    # storage of one rollout
-    actions = torch.zeros((T, N), dtype=torch.int64, device=device)
-    index = torch.zeros((T + 1, N), dtype=torch.int64, device=device)  # the views' numbers; row T: after the last step
-    host_rewards = np.zeros((T, N), np.float32)
-    host_new, host_terminated, host_truncated, host_valid = np.zeros((4, T, N), bool)
-    current = envs.reset()
-
-    start_time = last_save = time.time()
-    totals: dict[str, float] = collections.defaultdict(float)  # sums since the last line of the log
-    logged, logged_at, solved = iteration, start_time, False
-    bar = Progress(num_iterations * B, iteration * B)
-    while iteration < num_iterations and not stop.number and not solved:
-        # collect a rollout; logits and values are computed once for each view, and again, to be differentiated, below
-        views = Views()
-        logits, values = torch.empty(0, envs.num_actions, device=device), torch.empty(0, 2, device=device)
-        for t in range(T + 1):
-            known = len(views)
-            index[t] = views.add(current)
-            if len(views) > known:
-                with torch.no_grad():
-                    new_logits, new_values = agent(planes(views.tensor(known).to(device), args.one_hot))
-                logits, values = torch.cat([logits, new_logits]), torch.cat([values, new_values])  # (U, A), (U, 2)
-            if t == T:
-                break
-            actions[t] = torch.multinomial(logits[index[t]].softmax(1), 1).squeeze(1)
-            current, *rest = envs.step(actions[t].cpu().numpy())
-            host_new[t], host_rewards[t], host_terminated[t], host_truncated[t], host_valid[t] = rest
-            if stop.number:
-                break
-        if stop.number:  # what there is of the rollout is dropped; the learner stands where the last one left it
-            break
-        rewards = torch.from_numpy(host_rewards).to(device)  # (T, N)
-        terminated = torch.from_numpy(host_terminated).to(device)  # (T, N), as the next four
-        truncated = torch.from_numpy(host_truncated).to(device)
-        dones = terminated | truncated
-        new, valid = torch.from_numpy(host_new).to(device), torch.from_numpy(host_valid).to(device)
-        values = values[index]  # (T+1, N, 2)
-        inputs = planes(views.tensor().to(device), args.one_hot)  # (U, C, 7, 7)
-
-        # intrinsic reward, with the predictor as it was when the rollout began
-        intrinsic = torch.zeros_like(rewards)
-        if args.int_coef:
-            if args.obs_norm:
-                # paper: 50 rollouts of a random agent first, here: the moments take in each rollout before it is
-                # rewarded, because then the first is whitened by itself
-                times = torch.bincount(index[1:][valid], minlength=len(views))  # (U,) resets left out
-                rnd.obs_rms.update(inputs, times)
-            rnd_inputs = whiten(inputs, rnd.obs_rms) if args.obs_norm else inputs
-            targets, predictor_hidden = rnd.target(rnd_inputs), rnd.predictor_trunk(rnd_inputs)  # (U, 256) each
-            intrinsic = novelty(rnd, predictor_hidden, targets)[index[1:]]  # (T, N)
-            if args.first_visit:
-                intrinsic = intrinsic * new
-            if args.int_norm:
-                filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
-                rnd.return_rms.update(filtered.flatten(), valid.flatten())
-                intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
-
-        # advantages
-        int_dones = dones if args.int_episodic else torch.zeros_like(dones)
-        ext_rewards = rewards
-        if args.bootstrap_truncated:  # the view after a step that was cut is the episode's last
-            ext_rewards = rewards + args.gamma * values[1:, :, 1] * truncated
-        streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (ext_rewards, dones, args.gamma, ext_coef)]
-        advantages = torch.zeros((T, N), device=device)
-        returns = torch.zeros_like(values[:T])  # (T, N, 2)
-        for head, (r, ends, gamma, coef) in enumerate(streams):
-            v = values[..., head]
-            stream_advantages = gae(r, v[:T], v[T], ends, valid, gamma, args.gae_lambda)
-            returns[..., head] = stream_advantages + v[:T]
-            advantages += coef * stream_advantages
-        if args.norm_adv:
-            advantages = advantages / (advantages[valid].std() + 1e-8)
-
-        # update, all of the rollout in one gradient step
-        batch = {"actions": actions, "advantages": advantages, "returns": returns, "valid": valid}  # each (T, N, ...)
-        batch = {key: x.flatten(0, 1) for key, x in batch.items()}  # (B, ...)
-        new_logits, new_values = agent(inputs)  # (U, A), (U, 2)
-        acted_on = index[:T].flatten()  # (B,)
-        loss, metrics = a2c_loss(new_logits[acted_on], new_values[acted_on], batch, args)
-        optimizer.zero_grad()
-        loss.backward()
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-        if args.int_coef:
-            learned = (index[1:] if args.same_obs else index[:T]).flatten()  # (B,)
-            if args.dropout:  # other units at each step
-                predicted = rnd.predictor_head(predictor_hidden[learned])  # (B, 256)
-            else:
-                predicted = rnd.predictor_head(predictor_hidden)[learned]
-            predictor_loss = masked_mean((predicted - targets[learned]).square().mean(1), batch["valid"])
-            predictor_loss.backward()
-            if args.predictor_max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(predictor_parameters, args.predictor_max_grad_norm)
-            metrics["predictor_loss"] = predictor_loss
-        optimizer.step()
-        iteration += 1
-
-        # log: means over all updates since the last line, in one transfer an update from the device
-        scalars = {f"losses/{key}": value.detach() for key, value in metrics.items()}
-        if args.int_coef:
-            scalars["rnd/intrinsic_reward"] = masked_mean(intrinsic, valid)
-            if args.int_norm:
-                scalars["rnd/intrinsic_return_std"] = rnd.return_rms.var.sqrt().float()
+    def log(self, step: int, scalars: dict[str, Tensor]) -> None:
+        """Every --log-interval rollouts logs the means over these and moves the bar. RunError at a NaN."""
         scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
         for key, value in scalars.items():
-            if not np.isfinite(value):
-                good = run_dir / "latest.pt"
-                where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {iteration * B:,}: stopped; {where}")
-            totals[key] += value
-        if iteration % args.log_interval and iteration < num_iterations:
-            continue
-        scalars = {key: total / (iteration - logged) for key, total in totals.items()}
-        for head, suffix in enumerate(("_int", "_ext")):  # these, and unique_views, of the last rollout alone
-            if head == 0 and args.int_coef == 0:
-                continue
-            explained = explained_variance(values[:T, :, head], returns[..., head], valid)
-            scalars[f"losses/explained_variance{suffix}"] = float(explained)
-        if envs.episodes:
-            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(envs.episodes, axis=0)
-            scalars["charts/success_rate"] = np.mean([episode_return > 0 for episode_return, _ in envs.episodes])
-            envs.episodes.clear()
-        if len(envs.recent) == 100:  # before that only the short ones have ended
-            scalars["charts/score"] = np.mean(envs.recent)
-        scalars["charts/unique_views"] = len(views) / (B + N)
-        scalars["charts/SPS"] = (iteration - logged) * B / (time.time() - logged_at)
-        scalars["charts/learning_rate"] = args.learning_rate
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+                last = self.folder / "latest.pt"
+                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+                raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
+        self.past.append(scalars)
+        B, self.step = step - self.step, step
+        if step // B % self.args.log_interval and step + B <= self.args.total_timesteps:
+            return
+        for key in scalars:
+            if "explained" not in key and "unique" not in key:  # which are of the last rollout alone
+                scalars[key] = np.mean([past[key] for past in self.past])
+        now, steps, self.past = time.monotonic(), B * len(self.past), []
+        scalars |= self.stats.scalars() | {"charts/SPS": steps / (now - self.logged)}
+        scalars["charts/learning_rate"] = self.learner["optimizer"].param_groups[0]["lr"]
         for key, value in scalars.items():
-            writer.add_scalar(key, value, iteration * B)
-        totals.clear()
-        logged, logged_at = iteration, time.time()
-        score = f"{np.mean(envs.recent):.3f}" if envs.recent else "none yet"
-        bonus = f", r_int {scalars['rnd/intrinsic_reward']:.2g}" if args.int_coef else ""
-        bar.set_postfix_str(f"return {score}{bonus}", refresh=False)
-        bar.update(iteration * B - bar.n)
-        if args.solved_score is not None and len(envs.recent) == 100:
-            solved = bool(np.mean(envs.recent) > args.solved_score)
+            self.writer.add_scalar(key, value, step)
+        self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
+        self.bar.update(steps)
+        self.logged = now
 
-        # save
-        if time.time() - last_save >= 60 * args.checkpoint_interval:
-            save()
-            last_save = time.time()
+    def save(self, now: bool = False) -> None:
+        """Every --checkpoint-interval minutes, or now: latest.pt, and best.pt if the last returns are the best yet."""
+        if not (now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval):
+            return
+        state = {name: part.state_dict() for name, part in self.learner.items()}
+        state["rng"] = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self.saved = time.monotonic()
+        recent = self.stats.recent
+        score = float(np.mean(recent)) if len(recent) == recent.maxlen else -math.inf
+        names = ["latest.pt", "best.pt"] if score > self.best_score else ["latest.pt"]
+        self.best_score = max(score, self.best_score)
+        state |= {"args": vars(self.args) | {"resume": None}, "step": self.step, "best_score": self.best_score}
+        state["seconds"] = self.seconds + self.saved - self.started
+        torch.save(state, buffer := io.BytesIO())
+        for name in names:
+            temporary = self.folder / f"{name}.{os.getpid()}.tmp"
+            try:  # at any moment there is a whole file, the old one or the new one
+                with open(temporary, "wb") as file:
+                    file.write(buffer.getbuffer())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self.folder / name)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise RunError(f"cannot write {self.folder / name} ({error.strerror})") from None
 
-    save()
-    bar.close()
-    writer.close()
-    score = f"{np.mean(envs.recent):.3f} over the last {len(envs.recent)} episodes" if envs.recent else "none yet"
-    took = datetime.timedelta(seconds=round(seconds_before + time.time() - start_time))
-    print(f"{'solved: ' * solved}score {score}, steps {iteration * B:,}, time {took}, folder {run_dir}")
-    if stop.number:
-        print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
-        return 128 + stop.number
-    return 0
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation and video
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def evaluate(args: Args, env_id: str, device: torch.device, path: pathlib.Path, saved: dict) -> None:
-    """Plays episodes in the minigrid package with the policy of a checkpoint, actions drawn as in training."""
-    torch.manual_seed(args.seed)
-    env = ImgObsWrapper(gym.make(env_id, render_mode="rgb_array"))
-    agent = Agent(int(env.action_space.n), sum(NUM_CODES) if args.one_hot else 3).to(device)
-    load_state(agent, saved["agent"], path)
-    print(f"{path}, step {saved['iteration'] * args.num_envs * args.num_steps:,}: {args.eval_episodes} episodes")
-    returns, lengths = [], []
-    for episode in tqdm(range(args.eval_episodes), unit="episode", disable=not sys.stderr.isatty()):
-        video = path.parent / "videos" / f"{env_id}_{path.stem}_episode{episode}.{args.video_format}"
-        if args.capture_video:
-            video.parent.mkdir(exist_ok=True)
-            pace = {"duration": 125, "loop": 0} if args.video_format == "gif" else {"fps": 8, "macro_block_size": 2}
-            writer = imageio.get_writer(video, **pace)  # 8 steps a second
-        obs, _ = env.reset(seed=args.seed + episode)
-        rewards, done = [], False
-        while not done:
-            if args.capture_video:
-                writer.append_data(env.render())  # (32 * height, 32 * width, 3) uint8, what the agent sees is lit up
-            with torch.no_grad():
-                logits, _ = agent(planes(torch.from_numpy(obs)[None].to(device), args.one_hot))
-            obs, reward, terminated, truncated, _ = env.step(int(torch.multinomial(logits.softmax(1), 1)))
-            rewards.append(float(reward))
-            done = terminated or truncated
-        returns.append(sum(rewards))
-        lengths.append(len(rewards))
-        if args.capture_video:
-            writer.append_data(env.render())
-            writer.close()
-            tqdm.write(f"episode {episode}: return {returns[-1]:.3f}, {lengths[-1]} steps, {video}")
-    error = np.std(returns, ddof=1) / len(returns) ** 0.5 if len(returns) > 1 else float("nan")
-    line = f"return {np.mean(returns):.3f} +- {error:.3f} (mean, standard error)"
-    print(f"{line}, success {np.mean(np.array(returns) > 0):.2f}, length {np.mean(lengths):.1f}")
+    def finish(self) -> int:
+        """Saves and says what there is. Returns the exit status."""
+        if self.step:
+            self.save(now=True)
+        self.bar.close()
+        took = tqdm.format_interval(self.seconds + time.monotonic() - self.started)
+        print(f"{self.stats}, {self.step:,} steps in {took}, folder {self.folder}")
+        if self.signal and self.step:
+            print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}")
+        return 128 + self.signal if self.signal else 0
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Entry point
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
-    args = tyro.cli(Args, description=__doc__)
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the checkpoint."""
     try:
-        path, saved = None, None
-        if source := args.resume or args.evaluate:
-            path, saved = load_checkpoint("--resume" if args.resume else "--evaluate", source)
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given anew stand, all others are the run's
-        else:
-            args = tyro.cli(Args, default=Args(preset=args.preset, **PRESETS[args.preset]))
-        check_args(args)
-        env_id = resolve_env_id(args.env_id, args.backend)
-        if args.backend == "envpool" and ("MultiRoom" in env_id or "ObstructedMaze" in env_id):
-            raise UserError(f"--env-id {env_id}: EnvPool 1.2.5 plays another game by that name; --backend gymnasium")
-        device = resolve_device(args.device)
-        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # nets this small gain little from more; other cores can run other seeds
-        if saved:
-            for name, value in saved["identity"].items():
-                wanted = env_id if name == "env_id" else getattr(args, name)
-                if value != wanted:
-                    raise UserError(f"{path} is of a run with {name} {value}, not {wanted}")
-        if args.evaluate:
-            evaluate(args, env_id, device, path, saved)
-            return 0
-        return train(args, env_id, device, path, saved)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (RunError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
-        return 1
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
+        raise UserError(f"{path} is damaged or does not fit this script ({reason})") from None
+
+
+def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
+    """The checkpoint in a run's folder, or that file: its path and what it holds."""
+    path = pathlib.Path(source).expanduser()
+    path = path / "latest.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    with reading(path):
+        if zipfile.ZipFile(path).testzip():
+            raise ValueError("a checksum is wrong")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        defaults = vars(Args())
+        for flag in sorted(saved["args"].keys() ^ defaults.keys()):
+            what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
+            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
+        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
+        if not (isinstance(saved["step"], int) and saved["step"] >= 0):
+            raise ValueError(f"step {saved['step']}")
+    return path, saved
+
+
+def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
+    """Puts everything where it was when the checkpoint was written."""
+    with reading(path):
+        filtered, N = saved["rnd"]["filtered"], len(learner["rnd"].filtered)
+        saved["rnd"]["filtered"] = filtered[torch.arange(N) % len(filtered)]  # --num-envs may be another
+        learning_rates = [group["lr"] for group in learner["optimizer"].param_groups]
+        for name, part in learner.items():
+            part.load_state_dict(saved[name])
+        for group, learning_rate in zip(learner["optimizer"].param_groups, learning_rates, strict=True):
+            group["lr"] = learning_rate
+        for p, state in learner["optimizer"].state.items():
+            if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
+                raise ValueError("weights that are not finite, or do not fit the optimizer's state")
+        torch.set_rng_state(saved["rng"][0])
+        if torch.cuda.is_initialized() and saved["rng"][1] is not None:
+            torch.cuda.set_rng_state(saved["rng"][1])
+
+
+# ------------------------------------------------------------------------------------------------- Evaluation
+
+
+@contextlib.contextmanager
+def film(path: pathlib.Path) -> Iterator[object]:
+    """A gif or mp4 to append pictures (H, W, 3) uint8 to, 8 a second. It gets its name when it is whole."""
+    part = path.with_suffix(f".part{path.suffix}")
+    pace = {"duration": 125, "loop": 0} if path.suffix == ".gif" else {"fps": 8, "macro_block_size": 2}
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with imageio.get_writer(part, **pace) as writer:
+            yield writer
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) -> None:
+    """Plays episodes in the minigrid package with the policy of a checkpoint, drawn as in training."""
+    env = ImgObsWrapper(gym.make(args.env_id, render_mode="rgb_array"))
+    agent = Agent(env.action_space.n, sum(NUM_CODES) if args.one_hot else 3).to(device)
+    with reading(path):
+        agent.load_state_dict(saved["agent"])
+    print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
+    torch.manual_seed(args.seed)
+    seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
+    returns, lengths, cells = [], [], []
+    for episode, seed in enumerate(seeds.tolist()):
+        video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.{args.video_format}"
+        with film(video) if args.capture_video else contextlib.nullcontext() as writer:
+            (obs, _), score, visited, done = env.reset(seed=seed), 0.0, [env.unwrapped.agent_pos], False
+            while not done:
+                if writer:
+                    writer.append_data(env.render())  # (32 * height, 32 * width, 3)
+                logits, _ = agent(encode(torch.from_numpy(obs)[None].to(device), args.one_hot))
+                obs, reward, terminated, truncated, _ = env.step(int(torch.multinomial(logits.softmax(1), 1)))
+                score, done = score + float(reward), terminated or truncated
+                visited.append(env.unwrapped.agent_pos)
+            if writer:
+                writer.append_data(env.render())
+        returns.append(score)
+        lengths.append(len(visited) - 1)
+        cells.append(len({tuple(position) for position in visited}))
+        if args.capture_video:
+            print(f"episode {episode}: return {score:.3f}, {lengths[-1]} steps, {video}")
+    error = f" +- {np.std(returns, ddof=1) / len(returns) ** 0.5:.3f}" if len(returns) > 1 else ""
+    success, length = np.mean(np.array(returns) > 0), np.mean(lengths)
+    print(f"return {np.mean(returns):.3f}{error} (mean, standard error), success {success:.2f}", end="")
+    print(f", length {length:.1f}, cells {np.mean(cells):.1f}")
+
+
+# ------------------------------------------------------------------------------------------------ Entry point
+
+
+def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
+    """The flags; with --resume or --evaluate those of the run where none is given anew, and its checkpoint."""
+    args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
+    was = Args(preset=args.preset, **PRESETS[args.preset])
+    if (source := args.evaluate if args.resume is None else args.resume) is not None:
+        path, saved = load_checkpoint(source)
+        was = Args(**saved["args"])
+        if args.resume is None:  # an evaluation needs nothing that only training needs
+            was = dataclasses.replace(was, device="cpu", track=False)
+    args = tyro.cli(Args, args=argv, default=was)
+    if saved and args.preset != was.preset:
+        raise UserError(f"{path} is of a run with --preset {was.preset}; another preset is for a new run")
+    for flag, value in vars(args).items() if args.resume else ():
+        if value != getattr(was, flag) and flag != "resume":
+            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
+    if args.ext_coef is None:
+        args.ext_coef = 100.0 if args.int_coef else 1.0
+    check_args(args)
+    args.env_id, args.runs_dir = resolve_env_id(args.env_id, args.backend), os.path.expanduser(args.runs_dir)
+    args.total_timesteps = int(args.total_timesteps)
+    if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
+        raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
+    return args, path, saved
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + the number of a signal."""
+    if sys.platform == "linux":
+        # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
+        # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
+        # and M_TOP_PAD.
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
+            getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
+    with (
+        contextlib.redirect_stdout(Console(sys.stdout)),
+        contextlib.redirect_stderr(Console(sys.stderr)),
+        handler(signal.SIGINT, signal.default_int_handler),
+    ):
+        try:
+            args, path, saved = parse(argv)
+            auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+            device = torch.device(auto if args.device == "auto" else args.device)
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(1)  # networks this small gain little from more; other cores can run other seeds
+            if args.evaluate is not None:
+                evaluate(args, device, path, saved)
+                return 0
+            return train(args, device, path, saved)
+        except KeyboardInterrupt:
+            return 130
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except (RunError, OSError, MemoryError, RuntimeError) as error:
+            known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
+            if not known:
+                raise  # a mistake in this script: show where
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

@@ -550,6 +550,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
     step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
     torch.manual_seed(args.seed)  # the same first weights on all ranks
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     rollout = empty_rollout(T, N, H, device)
     seeds = np.random.SeedSequence((args.seed, step)).generate_state(N * RANKS) >> 1  # others after a resume
     envs = AtariEnvs(args, seeds[N * RANK : N * (RANK + 1)].tolist())
@@ -620,7 +621,7 @@ def check_args(args: Args) -> None:
 
 def resolve_env_id(name: str) -> str:
     """EnvPool's id for any spelling of a game, e.g. `MontezumaRevenge-v5` for `ALE/MontezumaRevenge-v5`."""
-    games = {game.replace("_", ""): game.title().replace("_", "") + "-v5" for game in atari_game_list}
+    games = {x.replace("_", ""): "".join(map(str.capitalize, x.split("_"))) + "-v5" for x in atari_game_list}
     key = name.lower().removeprefix("ale/").removesuffix("-v5").replace("_", "")
     if key in games:
         return games[key]
@@ -960,9 +961,14 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
-        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
-        if not (isinstance(saved["step"], int) and saved["step"] >= 0):
-            raise ValueError(f"step {saved['step']}")
+        for flag, default in defaults.items():
+            value = saved["args"].get(flag, default)
+            defaults[flag] = value if default is None else type(default)(value)  # a ValueError at an odd one
+        saved["args"] = defaults
+        if not (
+            isinstance(saved["step"], int) and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < 1e18
+        ):
+            raise ValueError("counters that make no sense")
     return path, saved
 
 

@@ -1,133 +1,106 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1",
-#   "matplotlib==3.11.2"
+#   "torch==2.13.0", "numpy==2.4.6", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "matplotlib==3.11.2"
 # ]
 # ///
 """REINFORCE with Random Network Distillation (RND) in a maze, in one file. A tutorial: start here.
 
-Papers: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning;
-Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
+Papers: Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement
+learning; Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation,
+arXiv:1810.12894.
 
-A maze of six rooms pays 1 at the goal and nothing anywhere else. REINFORCE plays episodes, and makes each action more
-likely by as much as what came after it was better than expected:
+A maze of six rooms pays 1 at the goal and nothing anywhere else. REINFORCE plays episodes, and makes each
+action likelier by as much as what came after it was better than expected:
 
     G(t) = r(t) + gamma * G(t+1)                        return: what came after step t, discounted
     loss = -mean over steps of log pi(a(t) | o(t)) * (G(t) - V(o(t)))
 
-Where no episode finds the goal all returns are 0, and so is the gradient: nothing is ever learned. At `--goal 9-9` a
-random walk arrives in one episode out of 530. So the agent is paid for seeing what it does not know yet. RND measures
-that with two networks. The target f is random and never trained. The predictor g learns to agree with it, on what the
-agent sees. Where they still disagree, the agent has seldom been:
+While no episode finds the goal, all returns are 0 and so is the gradient: nothing is learned. With
+`--goal 9-9` a random walk arrives in one episode out of 530. So the agent is also paid for what is new to it.
+RND measures that with two networks. The target f is random and never trained. The predictor g learns to agree
+with it on what the agent sees. Where they still disagree, the agent has seldom been:
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2                intrinsic reward, the bonus
     A(t)     = int_coef * (G_int - V_int) + ext_coef * (G - V)      takes the place of G - V in the loss
 
 Five things make it work:
-  1. The bonus must fall as a place becomes familiar, at a pace that the policy can follow
+  1. The bonus falls as a place becomes familiar, at a pace that the policy can follow
      (`--predictor-learning-rate`).
-  2. It is divided by the running deviation of its own discounted return, and that deviation forgets nothing: one that
-     forgets would blow up the last noise to full size when everything is known.
-  3. The bonus does not end with the episode: after the goal there is a next episode, with novelties of its own. If it
-     ended (`--int-episodic`), the goal would cost all the novelty that could still have been seen.
-  4. A baseline V, subtracted from the return, for each stream (`--baseline`). Without one, all returns are
-     positive and every action taken becomes likelier.
+  2. It is divided by the running std of its own discounted return. That std forgets nothing. One that forgets
+     would blow up the last noise to full size when everything is known.
+  3. The bonus does not end with the episode. If it did (`--int-episodic`), reaching the goal would cost all
+     the novelty that could still have been seen.
+  4. A baseline V for each stream. Without one all returns are positive, and every action taken becomes
+     likelier.
   5. Bonus and entropy term fade to nothing (`--anneal`), so that the goal's reward has the last word.
 
-Three commands, to train, to resume and to evaluate:
+Three commands, to train, to train without the bonus and to evaluate:
     python reinforce_rnd_maze.py --goal 9-9 --plot
-    python reinforce_rnd_maze.py --resume runs/<run>
-    python reinforce_rnd_maze.py --evaluate runs/<run>
+    python reinforce_rnd_maze.py --goal 9-9 --int-coef 0
+    python reinforce_rnd_maze.py --evaluate runs/RUN
 
-What to expect: half a minute on one core of a CPU, 0.5 GB. At `--goal 9-9` the goal is found after some 300 episodes
-and reached by 95 of 100 after some 1,100, in the end by a shortest path: so it was for 10 seeds of 10. With
-`--int-coef 0`, which is REINFORCE alone, it is found too, by luck, and never learned: 0 of 10. docs/results/README.md
-has all seeds. The maze, its rewards and the policy's layers are those of notes by "bison" (2025), where the far goal
-stays unsolved; what went wrong there can be tried with `--bonus seed` and `--return-norm`.
+What to expect: half a minute on one core, 0.5 GB. With `--goal 9-9` the goal is found after some 300 episodes
+and reached by 95 of 100 after some 1,100, in the end by a shortest path, with 10 seeds of 10. REINFORCE alone
+finds it too, by luck, and never learns it: 0 of 10 (docs/results/README.md). The maze, its rewards and the
+policy's layers are those of notes by "bison" (2025), where the far goal stays unsolved. `--bonus seed` and
+`--return-norm` show why.
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import io
+import math
 import os
 import pathlib
-import pickle
-import platform
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import Annotated, Literal
+import zipfile
+from typing import Literal, NamedTuple
 
-import gymnasium as gym
-import matplotlib
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: leave without a traceback
+
 import numpy as np
 import torch
 import torch.nn as nn
 import tyro
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
 from torch import Tensor
+from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class UserError(Exception):
-    """Something that the user can put right: printed as one line, exit status 2."""
-
-
-class RunError(Exception):
-    """Something that went wrong during a run (NaN, full disk): printed as one line, exit status 1."""
-
-
-def parse_int(text: str) -> int:
-    """An integer, also when written `1e6` or `1_000_000`; ValueError for `1.5`."""
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a whole number")
-    return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(number)
-
-
-Int = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        1, "INT", lambda words: parse_int(words[0]), lambda value: isinstance(value, int), lambda value: [str(value)]
-    ),
-]
 
 
 @dataclasses.dataclass
 class Args:
-    # "Notes" are the source of the maze, "paper" is that of RND, "reference" its authors' code. The comments are the
-    # help of `--help`.
+    # "Notes" are the source of the maze, "paper" is that of RND. The comments are the help of `--help`.
 
     # experiment
-    seed: Int = 1  # seed of the networks and the actions
-    device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda, then mps, then cpu; for nets this small, cpu
+    seed: int = 1  # seed of the networks and the actions
+    device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda or mps if there is one; cpu is faster here
     runs_dir: str = "runs"  # where the run's folder is made
-    checkpoint_interval: float = 0.5  # minutes between checkpoints; 0: one after every batch of episodes
-    resume: str | None = None  # a run's folder or a checkpoint: go on, with its flags except those given anew
-    evaluate: str | None = None  # a run's folder or a checkpoint: play with it, do not train
-    eval_episodes: Int = 100  # episodes to play with --evaluate
-    plot: bool = False  # at the end, or with --evaluate: draw maze, policy and learning curve into the run's folder
+    evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
+    eval_episodes: int = 100  # episodes to play with --evaluate
+    plot: bool = False  # at the end: pictures of exploration, policy and learning curve, in the run's folder
 
     # environment
     goal: str = "9-1"  # row-column of the goal, from 0: 9-1 is 14 steps away (notes), 9-6 23, 9-9 50
-    max_episode_steps: Int = 500  # steps after which an episode is cut (notes)
-    demo_curriculum: bool = False  # start near the goal, on a known path, and move back when 20 % of episodes succeed
+    max_episode_steps: int = 500  # steps after which an episode is cut (notes)
+    demo_curriculum: bool = False  # start near the goal, on a shortest path; move back when 20 % of episodes succeed
 
     # REINFORCE
-    total_episodes: Int = 3000  # episodes to play, over which things fade (notes: 5,000)
-    num_envs: Int = 4  # episodes played side by side, N; one gradient step for them all (notes: 1)
+    total_episodes: int = 3000  # episodes to play, over which things fade (notes: 5,000)
+    num_envs: int = 4  # episodes played side by side, N; one gradient step for them all (notes: 1)
     learning_rate: float = 1e-3  # Adam's step size for the policy (notes: 1e-4, for 5,000 gradient steps, not 750)
     baseline_learning_rate: float = 4e-3  # the same for the baseline, which has to keep up with a moving bonus
     gamma: float = 0.98  # discount of the extrinsic stream (notes)
@@ -141,53 +114,12 @@ class Args:
     int_coef: float = 1.0  # weight of the intrinsic advantage at the start (paper); 0: REINFORCE without the bonus
     ext_coef: float = 2.0  # weight of the extrinsic advantage (paper)
     int_gamma: float = 0.99  # discount of the intrinsic stream (paper)
-    int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; without a baseline it does)
-    bonus: str = "rnd"  # rnd, or seed: that of the notes, the error standardised within itself
+    int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no); so does --no-baseline
+    bonus: Literal["rnd", "seed"] = "rnd"  # seed: that of the notes, the error standardised within itself
     predictor_learning_rate: float = 0.25  # the predictor's step size, plain gradient descent
 
 
-def check_args(args: Args) -> None:
-    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-
-    def require(ok: bool, flag: str, rule: str) -> None:
-        if not ok:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be {rule}")
-
-    for flag in ("num_envs", "max_episode_steps", "total_episodes", "eval_episodes"):
-        require(getattr(args, flag) >= 1, flag, "at least 1")
-    for flag in ("seed", "checkpoint_interval", "ent_coef", "int_coef", "ext_coef"):
-        require(0 <= getattr(args, flag) < float("inf"), flag, "a number that is not negative")
-    for flag in ("learning_rate", "baseline_learning_rate", "predictor_learning_rate", "max_grad_norm"):
-        require(0 < getattr(args, flag) < float("inf"), flag, "a positive number")
-    require(args.seed < 2**63, "seed", "below 2^63")
-    for flag in ("gamma", "int_gamma"):
-        require(0 <= getattr(args, flag) <= 1, flag, "in [0, 1]")
-    require(args.bonus in ("rnd", "seed"), "bonus", "rnd or seed")
-    for contradiction, reason, flags in (
-        (args.int_coef == 0, "--int-coef 0: there is no bonus", ("int_gamma", "int_episodic")),
-        (not args.baseline, "--no-baseline: there is none", ("baseline_learning_rate",)),
-        (not args.baseline, "--no-baseline: then the intrinsic stream always ends", ("int_episodic",)),
-    ):
-        for flag in flags:
-            if contradiction and getattr(args, flag) != getattr(Args(), flag):
-                raise UserError(f"--{flag.replace('_', '-')} contradicts {reason}")
-    if args.resume and args.evaluate:
-        raise UserError("--resume and --evaluate exclude each other")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of `--device`; UserError if it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there[name]:
-        raise UserError(f"--device {name}: this machine or this build of PyTorch has none")
-    return torch.device(name)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Environment
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ Environment
 
 MAZE = """
 . . . # . . . . . .
@@ -205,103 +137,62 @@ WALLS = np.array([[mark == "#" for mark in line.split()] for line in MAZE.split(
 SIZE = len(WALLS)
 GOAL_CODE, WALL_CODE, AGENT_CODE = 2, 3, 4  # in an observation; a free cell is 0
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns) of the actions up, down, left, right
-ARROWS = "↑↓←→"
 
 
-def resolve_goal(name: str) -> tuple[int, int]:
-    """Row and column of `--goal`; UserError if there is no such cell, or it is a wall or the start."""
-    parts = name.split("-")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise UserError(f"--goal {name}: must be a row and a column, as in 9-9")
-    row, column = map(int, parts)
-    if row >= SIZE or column >= SIZE:
-        raise UserError(f"--goal {name}: outside the maze, whose rows and columns go from 0 to {SIZE - 1}")
-    if WALLS[row, column] or (row, column) == (0, 0):
-        raise UserError(f"--goal {name}: that cell is {'a wall' if WALLS[row, column] else 'the start'}")
-    return row, column
+class MazeEnvs:
+    """N copies of the maze. A bump leaves the agent where it is; only the goal pays, 1.
 
+    An observation is the maze as one plane of codes, (1, 10, 10). As only the agent moves, there are S = 67 of
+    them, one for each free cell. So states are numbers, and `observations` (S, 1, 10, 10) has them all.
 
-class MazeEnvs(gym.vector.VectorEnv):
-    """N copies of the maze. The agent starts in state `start`, which is (0, 0) unless set otherwise; a bump leaves it
-    where it is; only the goal pays, 1.
-
-    An observation is the maze as one plane of codes, (1, 10, 10): 0 free, 2 the goal, 3 walls, 4 the agent. As nothing
-    but the agent moves there are only S = 67 of them, one for each free cell; `infos["state"]` (N,) says which, and
-    `observations` (S, 1, 10, 10) holds them all. State 0 is the start.
-
-    Auto-reset is disabled, which suits REINFORCE: it needs whole episodes. A copy that has reached the goal stays
-    there, for nothing, until `reset` starts the next episode in all copies; whoever steps masks what comes after.
+    There is no auto-reset: REINFORCE needs whole episodes. An agent at the goal stays there until `reset`.
+    `step` marks that with valid = False, and everything that learns or counts leaves it out.
     """
 
-    def __init__(self, num_envs: int, goal: tuple[int, int], max_episode_steps: int):
-        self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED}
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.single_observation_space = gym.spaces.Box(0, AGENT_CODE, (1, SIZE, SIZE), np.float32)
-        self.single_action_space = gym.spaces.Discrete(len(MOVES))
-        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
-        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
-
+    def __init__(self, num_envs: int, goal: tuple[int, int], device: torch.device | str = "cpu"):
+        self.num_envs = num_envs
+        self.recent = collections.deque(maxlen=100)  # did the last episodes reach the goal?
         self.cells = np.argwhere(~WALLS)  # (S, 2) row and column of each state
         number = {tuple(cell): state for state, cell in enumerate(self.cells.tolist())}
         self.start, self.goal = 0, number[goal]
-        self.observations = np.zeros((len(self.cells), 1, SIZE, SIZE), np.float32)  # (S, 1, 10, 10)
-        self.observations[:, 0, WALLS] = WALL_CODE
-        self.observations[:, 0, *goal] = GOAL_CODE
+        observations = np.zeros((len(self.cells), 1, SIZE, SIZE), np.float32)  # (S, 1, 10, 10)
+        observations[:, 0, WALLS] = WALL_CODE
+        observations[:, 0, *goal] = GOAL_CODE
         self.next_state = np.zeros((len(self.cells), len(MOVES)), np.int64)  # (S, 4)
         for state, (row, column) in enumerate(self.cells.tolist()):
-            self.observations[state, 0, row, column] = AGENT_CODE
+            observations[state, 0, row, column] = AGENT_CODE
             for action, (down, right) in enumerate(MOVES):
                 self.next_state[state, action] = number.get((row + down, column + right), state)
         self.next_state[self.goal] = self.goal
+        self.observations = torch.from_numpy(observations).to(device)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Starts an episode in every copy. Returns observations (N, 1, 10, 10) and infos. Nothing here is random."""
-        super().reset(seed=seed)
-        self.state = np.full(self.num_envs, self.start)
-        self.arrived = np.zeros(self.num_envs, bool)
-        self.steps = 0
-        return self.observations[self.state], {"state": self.state}
+    def reset(self) -> np.ndarray:
+        """Starts an episode in every copy. Returns states (N,)."""
+        self.states = np.full(self.num_envs, self.start)
+        self.done = np.zeros(self.num_envs, bool)  # (N,) the episode is over
+        return self.states
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Actions (N,) -> observations (N, 1, 10, 10), rewards, terminated and truncated (N,), infos.
-
-        Raises gymnasium's ResetNeeded when the time is up.
-        """
-        if self.steps == self.max_episode_steps:
-            raise gym.error.ResetNeeded("the episodes are over: call reset")
-        self.steps += 1
-        self.state = self.next_state[self.state, actions]
-        arrived, before = self.state == self.goal, self.arrived
-        self.arrived = arrived
-        terminated = arrived & ~before
-        truncated = ~arrived if self.steps == self.max_episode_steps else np.zeros(self.num_envs, bool)
-        return (
-            self.observations[self.state],
-            terminated.astype(np.float32),
-            terminated,
-            truncated,
-            {"state": self.state},
-        )
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Plays actions (N,). Returns states, rewards and valid (N,), which is False after an episode's end."""
+        valid = ~self.done
+        self.states = self.next_state[self.states, actions]
+        self.done = self.states == self.goal
+        return self.states, (self.done & valid).astype(np.float32), valid
 
 
 def shortest_path(envs: MazeEnvs) -> list[int]:
     """A shortest path from state 0 to the goal, both included, by breadth-first search."""
-    before, queue = {0: None}, collections.deque([0])
-    while envs.goal not in before:
-        state = queue.popleft()
-        for after in envs.next_state[state].tolist():
-            if after not in before:
-                before[after] = state
-                queue.append(after)
-    path = [envs.goal]
-    while before[path[-1]] is not None:
-        path.append(before[path[-1]])
-    return path[::-1]
+    paths, seen = collections.deque([[0]]), {0}
+    while paths[0][-1] != envs.goal:
+        path = paths.popleft()
+        for state in envs.next_state[path[-1]].tolist():
+            if state not in seen:
+                seen.add(state)
+                paths.append([*path, state])
+    return paths[0]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- Networks
 
 
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
@@ -314,28 +205,21 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 class Agent(nn.Module):
     """Policy and baseline. The order of the baseline's values is intrinsic, extrinsic.
 
-    The baseline has a network of its own: in a common one its gradient, in a trial 250 times as large, would push the
-    policy's aside.
+    The baseline has a network of its own. In a shared one its gradient, 250 times as large in a trial, would
+    push the policy's aside.
     """
 
     def __init__(self, num_actions: int):
         super().__init__()
         self.policy = nn.Sequential(  # the layers of the notes
-            init_layer(nn.Conv2d(1, 32, 3, padding=1)),
-            nn.ReLU(),
-            init_layer(nn.Conv2d(32, 64, 3, padding=1)),
-            nn.ReLU(),
-            nn.Flatten(),
-            init_layer(nn.Linear(64 * SIZE * SIZE, 128)),
-            nn.ReLU(),
+            *(init_layer(nn.Conv2d(1, 32, 3, padding=1)), nn.ReLU()),
+            *(init_layer(nn.Conv2d(32, 64, 3, padding=1)), nn.ReLU(), nn.Flatten()),
+            *(init_layer(nn.Linear(64 * SIZE * SIZE, 128)), nn.ReLU()),
             init_layer(nn.Linear(128, num_actions), gain=0.01),
         )
         self.baseline = nn.Sequential(
-            nn.Flatten(),
-            init_layer(nn.Linear(SIZE * SIZE, 128)),
-            nn.ReLU(),
-            init_layer(nn.Linear(128, 128)),
-            nn.ReLU(),
+            *(nn.Flatten(), init_layer(nn.Linear(SIZE * SIZE, 128)), nn.ReLU()),
+            *(init_layer(nn.Linear(128, 128)), nn.ReLU()),
             init_layer(nn.Linear(128, 2), gain=0.01),
         )
 
@@ -350,21 +234,21 @@ def agent_plane(obs: Tensor) -> Tensor:
 
 
 def rnd_layers() -> list[nn.Module]:
-    """Where the agent is (B, 1, 10, 10) -> features (B, 128): what target and predictor have in common."""
+    """Where the agent is (B, 1, 10, 10) -> features (B, 128): layers of the target, and the predictor's first."""
     return [nn.Flatten(), init_layer(nn.Linear(SIZE * SIZE, 128)), nn.ReLU(), init_layer(nn.Linear(128, 128))]
 
 
 class RND(nn.Module):
-    """The target, the predictor and the normaliser that decide what is new."""
+    """The target, the predictor, and the statistics that normalise what they pay."""
 
     def __init__(self, num_envs: int, device: torch.device):
         super().__init__()
-        # The predictor is one layer deeper, so that it can represent the target; hence what error there is comes from
-        # what it has not seen (paper section 2.2.1).
+        # The predictor is one layer deeper, so that it can represent the target. Then the error that is left
+        # comes from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
         self.predictor = nn.Sequential(*rnd_layers(), nn.ReLU(), init_layer(nn.Linear(128, 128)))
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the reward filter's state
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
         self.to(device)
 
     def errors(self, obs: Tensor) -> Tensor:
@@ -374,16 +258,11 @@ class RND(nn.Module):
         return (self.predictor(position) - self.target(position)).square()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Normalisers and returns
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- Normalisers, returns and losses
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of everything seen so far, merged batch by batch (Chan et al. 1979), in float64.
-
-    They are cumulative: nothing is forgotten. The variance has no epsilon.
-    """
+    """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device):
         super().__init__()
@@ -394,27 +273,23 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), each row as often as valid (B,) says: once if True, or that many times."""
-        batch, weight = batch.to(self.mean.dtype), valid.to(self.mean.dtype)
+        """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
+        delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
         count = weight.sum()
-        share = weight / count.clamp(min=1)
-        mean = torch.tensordot(share, batch, 1)
-        var = torch.tensordot(share, (batch - mean).square_(), 1)
         total = self.count + count
-        delta = mean - self.mean
-        m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
-        self.mean += delta * count / total
-        self.var.copy_(m2 / total)
-        self.count.copy_(total)
+        self.mean += first / total
+        self.var.copy_((self.var * self.count + second - first.square() / total) / total)
+        self.count += count
 
 
 def novelty(errors: Tensor, bonus: str) -> Tensor:
     """Raw intrinsic reward: squared error of each feature (B, F) -> (B,).
 
     `rnd`: their sum, |g - f|^2, which goes to 0 as the predictor learns.
-    `seed`: the errors are standardised within the sample, then mean(tanh(|z|)). Multiply all errors by any number and
-    nothing changes, so this reward does not know how well the predictor does. Trained on itself, as in the notes, it
-    falls everywhere alike, seen or not. It is kept to show that.
+    `seed`: the errors are standardised within the sample, then mean(tanh(|z|)). Multiply all errors by a number
+    and nothing changes, so this reward does not know how well the predictor does. Trained on itself, as in the
+    notes, it falls everywhere alike, seen or not. It is kept to show that.
     """
     if bonus == "rnd":
         return errors.sum(1)
@@ -425,10 +300,8 @@ def novelty(errors: Tensor, bonus: str) -> Tensor:
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on); a reset step
-    leaves it as it is. The deviation of F stands for that of the return.
-
-    Returns: F (T, N), the new state (N,).
+    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
+    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -452,10 +325,10 @@ def discounted_returns(rewards: Tensor, valid: Tensor, gamma: float, last: Tenso
 
 
 def standardise(advantages: Tensor, valid: Tensor) -> Tensor:
-    """Advantages (T, N) with mean 0 and deviation 1 over the valid steps of each column, that is of each episode.
+    """Advantages (T, N) with mean 0 and std 1 over the valid steps of each column, that is of each episode.
 
-    Without a baseline they are the returns. In an episode that is paid at its end these grow with every step. So this
-    calls the first steps bad and the last ones good, whatever was done, and the first room is learned badly.
+    Without a baseline they are the returns. In an episode that is paid at its end these grow with every step. So
+    this calls the first steps bad and the last ones good, whatever was done, and the first room is learned badly.
     """
     count = valid.sum(0)
     mean = (advantages * valid).sum(0) / count  # (N,)
@@ -468,527 +341,544 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
+# --------------------------------------------------------------------------------- The steps of the algorithm
+
+
+class Rollout(NamedTuple):
+    """An episode in each of N mazes, T steps long at most, and what the agent says of all S states."""
+
+    observations: Tensor  # (S, 1, 10, 10)
+    logprobs: Tensor  # (S, 4) the policy, with its gradient
+    values: Tensor  # (S, 2) the baseline, intrinsic and extrinsic, with its gradient
+    states: Tensor  # (T, N) int64
+    actions: Tensor  # (T, N) int64
+    next_states: Tensor  # (T, N) int64
+    rewards: Tensor  # (T, N) extrinsic
+    valid: Tensor  # (T, N) bool, False after the end of an episode
+
+    @property
+    def visits(self) -> Tensor:
+        """How often each state was entered (S,)."""
+        return torch.bincount(self.next_states[self.valid], minlength=len(self.values))
+
+    def baselines(self, args: Args) -> Tensor:
+        """What is subtracted from the returns (T, N, 2)."""
+        values = self.values.detach() if args.baseline else torch.zeros_like(self.values)
+        return values[self.states]
+
+
+def collect(envs: MazeEnvs, agent: Agent, args: Args) -> Rollout:
+    """Plays one episode in every copy of the maze, until the last one is over.
+
+    REINFORCE does not change the policy while it plays, and there are only S observations. So the agent is
+    asked once for all of them, and every step looks up its line: the same actions, some thirty times as fast.
+    """
+    logits, values = agent(envs.observations)
+    logprobs = logits.log_softmax(1)
+    # an action is drawn by where a uniform number falls between three thresholds
+    thresholds = logprobs.detach().exp().cpu().numpy().cumsum(1)[:, :-1]  # (S, 3)
+    draws = torch.rand((args.max_episode_steps, envs.num_envs, 1)).numpy()
+    states, steps = envs.reset(), []
+    for draw in draws:  # (N, 1)
+        actions = (draw >= thresholds[states]).sum(1)
+        next_states, rewards, valid = envs.step(actions)
+        steps.append((states, actions, next_states, rewards, valid))
+        states = next_states
+        if envs.done.all():
+            break
+    columns = (torch.from_numpy(np.stack(column)).to(values.device) for column in zip(*steps, strict=True))
+    rollout = Rollout(envs.observations, logprobs, values, *columns)
+    envs.recent.extend(rollout.rewards.sum(0).tolist())
+    return rollout
+
+
+@torch.no_grad()
+def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
+    """r_int (T, N), divided by the running std of its return."""
+    intrinsic = novelty(rnd.errors(rollout.observations), args.bonus)[rollout.next_states]
+    filtered, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
+    rnd.return_rms.update(filtered.flatten(), rollout.valid.flatten())
+    return intrinsic / rnd.return_rms.var.sqrt().float()
+
+
+def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> tuple[Tensor, Tensor]:
+    """A = int_coef * A_int + ext_coef * A_ext (T, N), and what the two baselines are to learn (T, N, 2)."""
+    baselines = rollout.baselines(args)
+    # what follows an episode is the next one, which is worth the value of its start
+    next_episode = 0.0 if args.int_episodic else baselines[0, :, 0]
+    int_returns = discounted_returns(intrinsic, rollout.valid, args.int_gamma, next_episode)
+    ext_returns = discounted_returns(rollout.rewards, rollout.valid, args.gamma, 0.0)
+    returns = torch.stack([int_returns, ext_returns], 2)
+    int_advantages, ext_advantages = (returns - baselines).unbind(2)
+    advantages = args.int_coef * int_advantages + args.ext_coef * ext_advantages
+    return standardise(advantages, rollout.valid) if args.return_norm else advantages, returns
+
+
+def update(
+    agent: Agent, rnd: RND, optimizer: Adam, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
+) -> dict[str, Tensor]:
+    """One gradient step for policy and baseline, and one for the predictor. Returns what to log."""
+    observations, logprobs, values, states, actions, _, _, valid = rollout
+    policy_loss = masked_mean(-logprobs[states, actions] * advantages, valid)
+    entropy = masked_mean(-(logprobs.exp() * logprobs).sum(1)[states], valid)
+    value_loss_int = 0.5 * masked_mean((values[states, 0] - returns[..., 0]).square(), valid)
+    value_loss_ext = 0.5 * masked_mean((values[states, 1] - returns[..., 1]).square(), valid)
+    # a stream that is turned off does not shape the baseline's features either
+    value_loss = value_loss_int * (args.int_coef > 0) + value_loss_ext * (args.ext_coef > 0)
+    loss = policy_loss - args.ent_coef * entropy + args.baseline * value_loss
+    optimizer.param_groups[0]["lr"] = args.learning_rate
+    optimizer.zero_grad()
+    loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(agent.policy.parameters(), args.max_grad_norm)
+    optimizer.step()
+
+    # the predictor learns from the observations that were rewarded, each as often as it was seen
+    bonus = novelty(rnd.errors(observations), args.bonus)  # (S,)
+    predictor_loss = (bonus * rollout.visits).sum() / valid.sum()
+    # paper: Adam, here: plain gradient descent, because with Adam's rescaled steps the bonus of cells that
+    # are seldom seen falls sooner, and in trials the goal was not learned
+    weights = [*rnd.predictor.parameters()]
+    for weight, gradient in zip(weights, torch.autograd.grad(predictor_loss, weights), strict=True):
+        weight.data.add_(gradient, alpha=-args.predictor_learning_rate)
+    return {
+        "losses/policy_loss": policy_loss,
+        "losses/value_loss": value_loss,
+        "losses/value_loss_int": value_loss_int,
+        "losses/value_loss_ext": value_loss_ext,
+        "losses/entropy": entropy,
+        "losses/predictor_loss": predictor_loss,
+        "losses/grad_norm": grad_norm,
+    }
+
+
+def annealed(args: Args, episode: int) -> Args:
+    """The flags with what is left of bonus, entropy term and learning rate after so many episodes."""
+    fade = 1 - episode / args.total_episodes if args.anneal else 1.0
+    faded = {flag: fade * getattr(args, flag) for flag in ("int_coef", "ent_coef", "learning_rate")}
+    return dataclasses.replace(args, **faded)
+
+
+def move_start(envs: MazeEnvs, path: list[int]) -> None:
+    """Curriculum: when 20 % of at least 10 episodes succeed, start one step further from the goal."""
+    if envs.start != path[0] and len(envs.recent) >= 10 and np.mean(envs.recent) >= 0.2:
+        envs.start = path[path.index(envs.start) - 1]
+        envs.recent.clear()
+
+
+# --------------------------------------------------------------------------------------------------- Training
+
+
+def train(args: Args, device: torch.device) -> int:
+    """Trains to the end, or until Ctrl-C. Returns the exit status."""
+    torch.manual_seed(args.seed)
+    envs = MazeEnvs(args.num_envs, resolve_goal(args.goal), device)
+    agent, rnd = Agent(len(MOVES)).to(device), RND(args.num_envs, device)
+    groups = [
+        {"params": [*agent.policy.parameters()], "lr": args.learning_rate},
+        {"params": [*agent.baseline.parameters()], "lr": args.baseline_learning_rate},
+    ]
+    # Adam's usual 0.999 would remember the first, large bonuses for a thousand steps, and take small ones. Its
+    # usual 1e-8 would blow up what gradient is left when the maze is solved.
+    optimizer = Adam(groups, betas=(0.9, 0.99), eps=1e-6)
+    path = shortest_path(envs)
+    envs.start = path[-2] if args.demo_curriculum else path[0]
+    episode, status = 0, 0
+    with contextlib.closing(Run(args, envs, agent, rnd, optimizer)) as run:
+        try:
+            while episode < args.total_episodes:
+                now = annealed(args, episode)
+                rollout = collect(envs, agent, now)
+                intrinsic = intrinsic_rewards(rnd, rollout, now)
+                advantages, returns = advantages_and_returns(rollout, intrinsic, now)
+                scalars = update(agent, rnd, optimizer, rollout, advantages, returns, now)
+                episode += args.num_envs
+                move_start(envs, path)
+                run.log(episode, rollout, intrinsic, returns, scalars)
+        except KeyboardInterrupt:
+            status = 130
+        if run.curve:
+            run.finish()
+        if args.plot and not status:
+            plot(run)
+    return status
+
+
+# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+
+SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
+
+
+class UserError(Exception):
+    """Something that the user can put right: printed as one line, exit status 2."""
+
+
+class RunError(Exception):
+    """Something that went wrong during a run, such as a NaN: printed as one line, exit status 1."""
+
+
+def check_args(args: Args) -> None:
+    """Raises UserError at the first flag whose value makes no sense, before anything is created."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    counts = "num_envs max_episode_steps total_episodes eval_episodes"
+    for flags, holds, rule in (
+        (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
+        ("num_envs eval_episodes", lambda x: x * args.max_episode_steps <= 1e9, "less: too many steps for the memory"),
+        ("seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
+        ("ent_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0"),
+        ("gamma int_gamma", lambda x: 0 <= x <= 1, "in [0, 1]"),
+        ("learning_rate baseline_learning_rate", lambda x: 0 < x < math.inf, "a positive number"),
+        ("predictor_learning_rate max_grad_norm", lambda x: 0 < x < math.inf, "a positive number"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
+        ("device", lambda _: ranks == 1, "without torchrun: this script is one process"),
+    ):
+        for flag in flags.split():
+            if not holds(value := getattr(args, flag)):
+                raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
+
+
+def resolve_goal(name: str) -> tuple[int, int]:
+    """Row and column of `--goal`."""
+    match = re.fullmatch("([0-9])-([0-9])", name)
+    if not match or WALLS[cell := tuple(map(int, match.groups()))] or cell == (0, 0):
+        raise UserError(f"--goal {name}: must be row-column, each from 0 to 9, of a free cell other than the start")
+    return cell
+
+
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
-    return 1 - (returns - values).var() / returns.var()
+    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints, logs and signals
-# ----------------------------------------------------------------------------------------------------------------------
+class Console:
+    """A stream that cannot fail: a closed pipe, a dead terminal or a poor code page is never worth a run."""
 
-SCRIPT = pathlib.Path(__file__).stem
+    def __init__(self, stream: io.TextIOBase | None):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before the start)
+        with contextlib.suppress(AttributeError):  # a notebook's
+            self.stream.reconfigure(errors="replace")
 
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except RuntimeError:  # a signal's line in the middle of another one
+            pass
 
-def save_checkpoint(path: pathlib.Path, state: dict) -> None:
-    """Writes `state` so that `path` is at any moment a whole checkpoint, the old or the new one, or raises RunError."""
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
-    torch.save(state, buffer)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path} ({error.strerror})") from None
-
-
-def load_checkpoint(flag: str, source: str) -> tuple[pathlib.Path, dict]:
-    """The checkpoint in a run's folder, or that file: path and state. UserError if it is not one of this script's."""
-    path = pathlib.Path(source)
-    path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"{flag} {source}: there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise UserError(f"{flag} {source}: {path} is damaged or is no checkpoint") from None
-    script = state.get("script") if isinstance(state, dict) else None
-    if script != SCRIPT:
-        raise UserError(f"{flag} {source}: {path} was written by {script or 'something else'}, not by this script")
-    if state["args"].keys() != vars(Args()).keys():
-        raise UserError(f"{flag} {source}: {path} was written by another version of this script")
-    return path, state
-
-
-def load_state(part: nn.Module | torch.optim.Optimizer, state: dict, path: pathlib.Path) -> None:
-    """part.load_state_dict; UserError if the checkpoint is of another architecture."""
-    try:
-        part.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} holds another architecture than these flags ask for: {reason}") from None
-
-
-def open_run(args: Args, env_id: str, path: pathlib.Path | None, step: int) -> tuple[pathlib.Path, SummaryWriter]:
-    """Makes the run's folder, or takes that of checkpoint `path`, and opens its logs."""
-    name = f"{env_id}__{SCRIPT}__{args.seed}__{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    run_dir = path.parent if path else pathlib.Path(args.runs_dir) / name
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        threading.excepthook = lambda _: None  # TensorBoard's thread: its errors reach this one at the next scalar
-        writer = SummaryWriter(str(run_dir), purge_step=step + 1 if path else None)
-    except OSError as error:
-        raise UserError(f"cannot write into {run_dir}: {error.strerror or error}") from None
-    try:
-        describe = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:  # no git
-        commit = "unknown"
-    facts = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "numpy")}
-    facts |= {"python": platform.python_version(), "commit": commit, **vars(args)}
-    table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
-    writer.add_text("hyperparameters", table, step)
-    return run_dir, writer
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
 
 
 class Progress(tqdm):
-    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, rate, status."""
+    """A bar on a terminal, elsewhere a line every 10 seconds: percent, episodes, time left, rate, status."""
 
     monitor_interval = 0  # no thread that prints the same line again
 
-    def __init__(self, total: int, initial: int, desc: str | None = None, unit: str = "steps"):
+    def __init__(self, total: int):
         self.terminal = sys.stderr.isatty()
-        plain = {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style = {"unit": f" {unit}", "unit_scale": True, "miniters": 1, "smoothing": 0.02}
-        style |= {} if self.terminal else plain
-        super().__init__(total=total, initial=initial, desc=desc, **style)
+        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
+        super().__init__(total=total, unit=" ep", smoothing=0.02, miniters=1, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if self.terminal:
             super().display(msg, pos)
         elif msg is None:
-            print(str(self).replace("|", ""), flush=True)
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        tqdm.write(line) if self.terminal else print(line, flush=True)
+            print(str(self).replace("|", ""))
 
 
-class StopSignal:
-    """Ctrl-C and SIGTERM ask the training loop to stop (`number` becomes the signal's); a second one stops at once."""
+class Run:
+    """What goes on around the loop: the run's folder, logs, progress, and what is kept for the end."""
 
-    def __init__(self):
-        self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
+    def __init__(self, args: Args, envs: MazeEnvs, agent: Agent, rnd: RND, optimizer: Adam):
+        self.args, self.envs, self.agent, self.rnd, self.optimizer = args, envs, agent, rnd, optimizer
+        self.step, self.first_hit, self.solved = 0, None, None  # the last two: [episode, step]
+        self.curve = []  # after every batch: [step, episode, success rate, length of the likeliest path]
+        self.visits = torch.zeros(len(envs.cells), dtype=torch.int64)  # (S,) how often each state was entered
+        self.snapshots = []  # at each eighth of the run: (step, visits (S,) so far, bonus (S,))
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        self.folder = pathlib.Path(args.runs_dir) / f"Maze-{args.goal}__{SCRIPT}__{args.seed}__{now}"
+        try:
+            self.folder.mkdir(parents=True)
+            self.writer = SummaryWriter(str(self.folder))
+        except OSError as error:
+            raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+        self.stack = contextlib.ExitStack()  # what to undo at the end
+        # an error in TensorBoard's thread is raised here with the next scalar; that it shows it too is too much
+        self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = lambda _: None
+        self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
+        self.stack.callback(self.writer.close)
+        self.introduce()
+        self.bar = Progress(args.total_episodes)
+        self.stack.callback(self.bar.close)
+        self.close = self.stack.close
+        self.started = self.logged = time.monotonic()
 
-    def receive(self, number: int, _frame: object) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        print("\nstopping when the learner can be saved; once more: at once", flush=True)
+    def introduce(self) -> None:
+        """Says what is about to happen, and puts flags, versions and commit into the logs."""
+        args, device = self.args, self.envs.observations.device
+        facts = {x.__name__: x.__version__ for x in (torch, np)}
+        facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+            describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
+            facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
+        table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
+        self.writer.add_text("hyperparameters", table, self.step)
+        networks = {**dict(self.agent.named_children()), **dict(self.rnd.named_children())}
+        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "1 thread"
+        print(f"device       {device} ({name})")
+        shortest = len(shortest_path(self.envs)) - 1
+        print(f"environment  Maze-{args.goal} x {args.num_envs}, shortest path {shortest} steps")
+        print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
+        print(f"folder       {self.folder}")
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Training
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def play(envs: MazeEnvs, policy: Tensor) -> dict[str, np.ndarray]:
-    """One episode in every copy of the maze, until the last one is over; actions are drawn from `policy` (S, 4).
-
-    REINFORCE does not change the policy while it plays, and there are only S observations. So instead of a network
-    at every step we need one line of a table: the same actions, some thirty times as fast.
-
-    Returns: states, actions, next_states, rewards, valid (T, N); valid is False after the end of an episode.
-    """
-    thresholds = policy.cpu().numpy().cumsum(1)[:, :-1]  # (S, 3) a draw between two of them is an action
-    draws = torch.rand((envs.max_episode_steps, envs.num_envs, 1)).numpy()
-    steps = []
-    _, infos = envs.reset()
-    ongoing = np.ones(envs.num_envs, bool)
-    for uniform in draws:  # (N, 1)
-        state = infos["state"]
-        action = (uniform >= thresholds[state]).sum(1)
-        _, reward, terminated, truncated, infos = envs.step(action)
-        steps.append((state, action, infos["state"], reward, ongoing))
-        ongoing = ongoing & ~(terminated | truncated)
-        if not ongoing.any():
-            break
-    columns = map(np.stack, zip(*steps, strict=True))
-    return dict(zip(("states", "actions", "next_states", "rewards", "valid"), columns, strict=True))
-
-
-def train(args: Args, env_id: str, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains to the end, until a signal, or on from the checkpoint `saved` of file `path`. Returns the exit status."""
-    N = args.num_envs
-    if saved and saved["progress"]["episode"] >= args.total_episodes:
-        raise UserError(f"{path} has all of its {args.total_episodes:,} episodes; ask for more with --total-episodes")
-    stop = StopSignal()
-
-    # environments, networks, optimisers
-    torch.manual_seed(args.seed)
-    envs = MazeEnvs(N, resolve_goal(args.goal), args.max_episode_steps)
-    observations = torch.from_numpy(envs.observations).to(device)  # (S, 1, 10, 10)
-    S = len(observations)
-    agent, rnd = Agent(len(MOVES)).to(device), RND(N, device)
-    groups = [
-        {"params": [*agent.policy.parameters()], "lr": args.learning_rate},
-        {"params": [*agent.baseline.parameters()], "lr": args.baseline_learning_rate},
-    ]
-    # Adam's usual 0.999 would remember the first, large bonuses for a thousand gradient steps, and take small ones; its
-    # usual 1e-8 would blow up what gradient is left when the maze is solved
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-6)
-    # paper: Adam for the predictor too, here: plain gradient descent, because with Adam's rescaled steps the bonus of
-    # cells that are seldom seen falls sooner, and in trials the goal was not learned
-    predictor_optimizer = torch.optim.SGD(rnd.predictor.parameters(), lr=args.predictor_learning_rate)
-    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "predictor_optimizer": predictor_optimizer}
-    progress = {"step": 0, "episode": 0, "iteration": 0, "first_hit": None, "solved": None, "seconds": 0.0}
-    recent = collections.deque(maxlen=100)  # did the last episodes from the true start find the goal?
-    visits = torch.zeros(S, dtype=torch.int64)  # how often each state was entered
-    snapshots = []  # at each eighth of the run: [step, visits (S,) so far, bonus (S,)]
-    curve = []  # after every batch: [step, episode, success rate, length of the path of likeliest actions]
-    demo = shortest_path(envs)[:-1] if args.demo_curriculum else [0]  # episodes start at its last state
-    if saved:
-        for name, part in learner.items():
-            load_state(part, saved[name], path)
-        # the checkpoint's step sizes, unless others are asked for; the policy's is set in each iteration
-        optimizer.param_groups[1]["lr"] = args.baseline_learning_rate
-        predictor_optimizer.param_groups[0]["lr"] = args.predictor_learning_rate
-        torch.set_rng_state(saved["rng_cpu"])
-        progress, visits, snapshots = saved["progress"], saved["visits"], saved["snapshots"]
-        curve, demo = saved["curve"], saved["demo"]
-        recent.extend(saved["recent"])
-    run_dir, writer = open_run(args, env_id, path, progress["step"])
-
-    # what is about to happen
-    networks = {"policy": agent.policy, "baseline": agent.baseline, "predictor": rnd.predictor, "target": rnd.target}
-    bonus = f"{args.bonus} x {args.int_coef:g}" if args.int_coef else "none"
-    print(f"device       {device}{f', threads: {torch.get_num_threads()}' * (device.type == 'cpu')}")
-    print(f"environment  {env_id} x {N}, shortest path {len(shortest_path(envs)) - 1} steps, bonus {bonus}")
-    print(f"parameters   {', '.join(f'{k} {sum(p.numel() for p in m.parameters()):,}' for k, m in networks.items())}")
-    print("memory       about 0.5 GB, most of it libraries")
-    print(f"episodes     {args.total_episodes:,}, {N} at a time, of {args.max_episode_steps} steps at most")
-    print(f"folder       {run_dir}", flush=True)
-
-    def save() -> None:
-        """Writes latest.pt: everything that the run depends on, so that it goes on as if nothing had happened."""
-        state = {name: part.state_dict() for name, part in learner.items()} | {
-            "script": SCRIPT,
-            "args": {**vars(args), "resume": None},
-            "identity": {"goal": args.goal, "num_envs": N, "demo_curriculum": args.demo_curriculum},
-            "progress": {**progress, "seconds": progress["seconds"] + time.time() - start_time},
-            "rng_cpu": torch.get_rng_state(),
-            "recent": list(recent),
-            "visits": visits,
-            "snapshots": snapshots,
-            "curve": curve,
-            "demo": demo,
-        }
-        save_checkpoint(run_dir / "latest.pt", state)
-
-    _, _, success, path_length = curve[-1] if curve else (0, 0, 0.0, None)
-    start_time = last_save = time.time()
-    bar = Progress(args.total_episodes, progress["episode"], unit="episodes")
-    while progress["episode"] < args.total_episodes and not stop.number:
-        iteration_start = time.time()
-        fade = 1 - progress["episode"] / args.total_episodes if args.anneal else 1.0
-
-        # play N episodes; the policy and the values of all states are computed once, and differentiated further down
-        envs.start = demo[-1]
-        logits, values = agent(observations)  # (S, 4), (S, 2)
-        logprobs = logits.log_softmax(1)  # (S, 4)
-        with torch.no_grad():
-            raw_bonus = novelty(rnd.errors(observations), args.bonus)  # (S,)
-        batch = {key: torch.from_numpy(x).to(device) for key, x in play(envs, logprobs.detach().exp()).items()}
-        states, actions, next_states, rewards, valid = batch.values()  # (T, N)
-        num_steps = int(valid.sum())
-
-        # intrinsic reward
-        intrinsic = raw_bonus[next_states]  # (T, N)
-        filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
-        rnd.return_rms.update(filtered.flatten(), valid.flatten())
-        intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
-
-        # returns and advantages
-        v = values.detach()[states] * args.baseline  # (T, N, 2)
-        next_episode = 0.0 if args.int_episodic or not args.baseline else values.detach()[envs.start, 0]
-        int_returns = discounted_returns(intrinsic, valid, args.int_gamma, next_episode)
-        ext_returns = discounted_returns(rewards, valid, args.gamma, 0.0)
-        int_advantages, ext_advantages = int_returns - v[..., 0], ext_returns - v[..., 1]
-        advantages = fade * args.int_coef * int_advantages + args.ext_coef * ext_advantages
-        if args.return_norm:
-            advantages = standardise(advantages, valid)
-
-        # update the policy and the baseline
-        chosen = logprobs[states, actions]  # (T, N)
-        policy_loss = masked_mean(-chosen * advantages, valid)
-        entropy = masked_mean(-(logprobs.exp() * logprobs).sum(1)[states], valid)
-        value_loss_int = 0.5 * masked_mean((values[states, 0] - int_returns).square(), valid)
-        value_loss_ext = 0.5 * masked_mean((values[states, 1] - ext_returns).square(), valid)
-        value_loss = (args.int_coef > 0) * value_loss_int + (args.ext_coef > 0) * value_loss_ext
-        loss = policy_loss - fade * args.ent_coef * entropy + args.baseline * value_loss
-        optimizer.param_groups[0]["lr"] = fade * args.learning_rate
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(agent.policy.parameters(), args.max_grad_norm)
-        optimizer.step()
-
-        # update the predictor, on the observations that were rewarded, each as often as it was seen
-        seen = torch.bincount(next_states[valid], minlength=S)  # (S,)
-        predictor_loss = (novelty(rnd.errors(observations), args.bonus) * seen).sum() / num_steps
-        predictor_optimizer.zero_grad()
-        predictor_loss.backward()
-        predictor_optimizer.step()
-
-        # count
-        hits = rewards.sum(0).tolist()  # (N,) 1 or 0
-        if args.demo_curriculum and len(demo) > 1:
-            recent.extend(hits)
-            if len(recent) >= 10 and np.mean(recent) >= 0.2:
-                demo.pop()
-                recent.clear()
-        else:
-            recent.extend(hits)
-            if any(hits) and progress["first_hit"] is None:
-                progress["first_hit"] = [progress["episode"] + N, progress["step"] + num_steps]
-            if len(recent) == 100 and np.mean(recent) >= 0.95 and progress["solved"] is None:
-                progress["solved"] = [progress["episode"] + N, progress["step"] + num_steps]
-        progress["step"] += num_steps
-        progress["episode"] += N
-        progress["iteration"] += 1
-        success = float(np.mean(recent)) if len(demo) == 1 and recent else 0.0
-        visits += seen.cpu()
-        policy_path = greedy_path(envs, logits.argmax(1))
-        path_length = len(policy_path) - 1 if policy_path[-1] == envs.goal else None
-        curve.append([progress["step"], progress["episode"], success, path_length])
-
-        # log
-        scalars = {
-            "charts/episodic_return": rewards.sum(0).mean(),
-            "charts/episodic_length": num_steps / N,
+    @torch.no_grad()
+    def log(
+        self, episode: int, rollout: Rollout, intrinsic: Tensor, returns: Tensor, scalars: dict[str, Tensor]
+    ) -> None:
+        """Logs a batch of episodes and moves the bar. Draws the maze eight times in a run. RunError at a NaN."""
+        args, envs, valid, hits = self.args, self.envs, rollout.valid, rollout.rewards.sum(0)
+        num_steps, now = int(valid.sum()), time.monotonic()
+        self.step += num_steps
+        from_start = bool(rollout.states[0, 0] == 0)  # and not from a demonstration's end
+        success = float(np.mean(envs.recent)) if from_start else 0.0
+        if from_start and hits.any():
+            self.first_hit = self.first_hit or [episode, self.step]
+        if len(envs.recent) == 100 and success >= 0.95:
+            self.solved = self.solved or [episode, self.step]
+        actions = rollout.logprobs.argmax(1)
+        _, length = greedy_path(envs, actions)
+        self.curve.append([self.step, episode, success, length])
+        self.visits += rollout.visits.cpu()
+        scalars |= {
+            "charts/episodic_return": hits.mean(),
+            "charts/episodic_length": num_steps / args.num_envs,
             "charts/success_rate": success,
-            "charts/episodes": progress["episode"],
-            "charts/moved": masked_mean((states != next_states).float(), valid),
-            "charts/SPS": num_steps / (time.time() - iteration_start),
-            "charts/learning_rate": optimizer.param_groups[0]["lr"],
-            "losses/policy_loss": policy_loss,
-            "losses/value_loss": value_loss,
-            "losses/value_loss_int": value_loss_int,
-            "losses/value_loss_ext": value_loss_ext,
-            "losses/entropy": entropy,
-            "losses/explained_variance_int": explained_variance(v[..., 0], int_returns, valid),
-            "losses/explained_variance_ext": explained_variance(v[..., 1], ext_returns, valid),
-            "losses/predictor_loss": predictor_loss,
-            "losses/grad_norm": grad_norm,
+            "charts/episodes": episode,
+            "charts/moved": masked_mean((rollout.states != rollout.next_states).float(), valid),
+            "charts/SPS": num_steps / (now - self.logged),
+            "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
             "rnd/intrinsic_reward": masked_mean(intrinsic, valid),
-            "rnd/intrinsic_return_std": rnd.return_rms.var.sqrt(),
-            "rnd/cells_visited": (visits > 0).sum(),
+            "rnd/intrinsic_return_std": self.rnd.return_rms.var.sqrt(),
+            "rnd/cells_visited": (self.visits > 0).sum(),
         }
+        for stream, values, G in zip(("int", "ext"), rollout.baselines(args).unbind(2), returns.unbind(2), strict=True):
+            scalars[f"losses/explained_variance_{stream}"] = explained_variance(values, G, valid)
+        if length:
+            scalars["charts/greedy_path"] = length
         if args.demo_curriculum:
-            scalars["charts/start_distance"] = len(demo) - 1
-        if path_length:
-            scalars["charts/greedy_path"] = path_length
-        if progress["iteration"] % 50 == 1:
-            for name, parameter in [*agent.named_parameters(), *rnd.predictor.named_parameters("predictor")]:
-                scalars[f"gradients/{name}"] = parameter.grad.abs().mean()
-        scalars = {key: float(torch.as_tensor(value).detach()) for key, value in scalars.items()}
+            scalars["charts/start_distance"] = shortest_path(envs).index(envs.start)
+        scalars = {key: torch.as_tensor(value).item() for key, value in scalars.items()}
         for key, value in scalars.items():
-            if not np.isfinite(value) and "explained_variance" not in key:  # which is NaN while all returns are equal
-                good = run_dir / "latest.pt"
-                where = f"the last good checkpoint is {good}" if good.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {progress['step']:,}: stopped; {where}")
-            writer.add_scalar(key, value, progress["step"])
-
-        # show
-        bar.set_postfix_str(
-            f"success {success:.2f}, r_int {scalars['rnd/intrinsic_reward']:.4f}, cells {(visits > 0).sum()}",
-            refresh=False,
-        )
-        bar.update(min(progress["episode"], args.total_episodes) - bar.n)
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+                raise RunError(f"{key} is {value} at step {self.step:,}: stopped, nothing is saved")
+            self.writer.add_scalar(key, value, self.step)
+        status = f"success {success:.2f}, r_int {scalars['rnd/intrinsic_reward']:.4f}"
+        self.bar.set_postfix_str(f"{status}, cells {scalars['rnd/cells_visited']}", refresh=False)
+        self.bar.update(min(episode, args.total_episodes) - self.bar.n)
         part = args.total_episodes / 8
-        if progress["episode"] // part > (progress["episode"] - N) // part:
-            snapshots.append([progress["step"], visits.clone(), raw_bonus.cpu()])
-            trajectory = [*states[valid[:, 0], 0].tolist(), int(next_states[-1, 0])]
-            bar.say(f"episode {progress['episode']:,}: likeliest actions, and where the last episode went")
-            bar.say(draw(envs, logits.argmax(1), trajectory))
+        if episode // part > (episode - args.num_envs) // part:
+            bonus = novelty(self.rnd.errors(envs.observations), args.bonus)
+            self.snapshots.append((self.step, self.visits.clone(), bonus.cpu()))
+            last = [*rollout.states[valid[:, 0], 0].tolist(), int(rollout.next_states[-1, 0])]
+            tqdm.write(f"episode {episode:,}: likeliest actions, and where the last episode went")
+            tqdm.write(draw(envs, actions, last))
+        self.logged = now
 
-        # save
-        if time.time() - last_save >= 60 * args.checkpoint_interval:
-            save()
-            last_save = time.time()
-
-    save()
-    bar.close()
-    writer.close()
-    for name, text in (("first_hit", "goal first reached"), ("solved", "95 of 100 episodes reach it")):
-        when = "after {:,} episodes, {:,} steps".format(*progress[name]) if progress[name] else "never"
-        print(f"{text:28s} {when}")
-    print(f"{'path of likeliest actions':28s} {path_length or 'none'}; the shortest is {len(shortest_path(envs)) - 1}")
-    took = datetime.timedelta(seconds=round(progress["seconds"] + time.time() - start_time))
-    score = (
-        f"{success:.2f} over the last {len(recent)} episodes" if len(demo) == 1 else "none yet, start not moved back"
-    )
-    print(f"score {score}, steps {progress['step']:,}, time {took}, folder {run_dir}")
-    if stop.number:
-        print(f"resume with: python {sys.argv[0]} --resume {run_dir}")
-        return 128 + stop.number
-    if args.plot:
-        plot(run_dir / "latest.pt")
-    return 0
+    def finish(self) -> None:
+        """Saves the agent and says what was reached."""
+        self.bar.close()
+        _, episode, success, length = self.curve[-1]
+        seconds, path = time.monotonic() - self.started, self.folder / "latest.pt"
+        state = {"agent": self.agent.state_dict(), "rnd": self.rnd.state_dict()}
+        if not all(x.isfinite().all() for x in state["agent"].values()):
+            raise RunError(f"a weight is not finite at step {self.step:,}: nothing is saved")
+        state |= {"args": vars(self.args), "step": self.step, "seconds": seconds, "curve": self.curve}
+        torch.save(state | {"first_hit": self.first_hit, "solved": self.solved}, buffer := io.BytesIO())
+        write(path, buffer)
+        for text, when in (("goal first reached", self.first_hit), ("95 of 100 episodes reach it", self.solved)):
+            print(f"{text:28s} {'after {:,} episodes, {:,} steps'.format(*when) if when else 'never'}")
+        print(f"path of likeliest actions    {length or 'none'}; the shortest is {len(shortest_path(self.envs)) - 1}")
+        took = tqdm.format_interval(seconds)
+        print(f"success {success:.2f}, {episode:,} episodes, {self.step:,} steps in {took}, folder {self.folder}")
+        print(f"evaluate with: {shlex.join(['python', sys.argv[0], '--evaluate', str(self.folder)])}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation and pictures
-# ----------------------------------------------------------------------------------------------------------------------
+def write(path: pathlib.Path, buffer: io.BytesIO) -> None:
+    """Writes a file. At any moment there is a whole one, the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def greedy_path(envs: MazeEnvs, actions: Tensor) -> list[int]:
-    """The states that follow from state 0 when actions (S,) are taken: to the goal, or until one comes back."""
+def load_agent(source: str) -> tuple[Agent, dict]:
+    """The agent in a run's folder, or in that file; and the flags that say what it was trained for."""
+    path = pathlib.Path(source).expanduser()
+    path = path / "latest.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        if zipfile.ZipFile(path).testzip():
+            raise ValueError("a checksum is wrong")
+        saved, agent = torch.load(path, map_location="cpu", weights_only=True), Agent(len(MOVES))
+        agent.load_state_dict(saved["agent"])
+        if not all(p.isfinite().all() for p in agent.parameters()):
+            raise ValueError("weights that are not finite")
+        print(f"{path}, step {int(saved['step']):,}")
+        return agent, {"goal": str(saved["args"]["goal"]), "max_episode_steps": int(saved["args"]["max_episode_steps"])}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
+        raise UserError(f"{path} is damaged or does not fit this script ({reason})") from None
+
+
+# ------------------------------------------------------------------------------------------------- Evaluation
+
+
+def greedy_path(envs: MazeEnvs, actions: Tensor) -> tuple[list[int], int | None]:
+    """The states after state 0 when actions (S,) are taken, and their number, None if they miss the goal."""
     actions, path = actions.tolist(), [0]
     while path[-1] != envs.goal and len(path) <= len(actions):
         path.append(int(envs.next_state[path[-1], actions[path[-1]]]))
-    return path
+    return path, len(path) - 1 if path[-1] == envs.goal else None
 
 
 def draw(envs: MazeEnvs, actions: Tensor, trajectory: list[int]) -> str:
     """The maze as text, twice: the action (S,) of each cell as an arrow, and the cells of a trajectory as `o`."""
     left, right = np.where(WALLS, "■", " "), np.where(WALLS, "■", "·")  # (10, 10)
-    for state, (row, column) in enumerate(envs.cells):
-        left[row, column] = ARROWS[int(actions[state])]
-    for row, column in envs.cells[trajectory]:
-        right[row, column] = "o"
+    left[*envs.cells.T] = np.array(list("↑↓←→"))[actions.cpu()]
+    right[*envs.cells[trajectory].T] = "o"
     for grid in (left, right):
         grid[*envs.cells[envs.goal]] = "X"
-    return "\n".join(f"{' '.join(a)}     {' '.join(b)}" for a, b in zip(left, right, strict=True)) + "\n"
+    text = "".join(f"{' '.join(a)}     {' '.join(b)}\n" for a, b in zip(left, right, strict=True))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # the console has no such marks
+        text = text.translate(str.maketrans("↑↓←→■·", "^v<>#."))
+    return text
 
 
-def evaluate(args: Args, path: pathlib.Path, saved: dict) -> None:
-    """Plays episodes with the policy of a checkpoint, actions drawn as in training, and says how many find the goal."""
-    torch.manual_seed(args.seed)
-    envs = MazeEnvs(args.eval_episodes, resolve_goal(args.goal), args.max_episode_steps)
-    agent = Agent(len(MOVES))
-    load_state(agent, saved["agent"], path)
-    with torch.no_grad():
-        policy = agent(torch.from_numpy(envs.observations))[0].softmax(1)  # (S, 4)
-    episodes = play(envs, policy)
-    hits, lengths = episodes["rewards"].sum(0), episodes["valid"].sum(0)  # (N,)
-    policy_path = greedy_path(envs, policy.argmax(1))
-    print(f"{path}, step {saved['progress']['step']:,}: {args.eval_episodes} episodes")
-    print("likeliest actions, and the way they go")
-    print(draw(envs, policy.argmax(1), policy_path))
-    length = len(policy_path) - 1 if policy_path[-1] == envs.goal else "none"
-    print(f"path of likeliest actions {length}; the shortest is {len(shortest_path(envs)) - 1}")
-    error = np.std(hits, ddof=1) / len(hits) ** 0.5 if len(hits) > 1 else float("nan")
-    print(f"success {hits.mean():.2f} +- {error:.2f} (mean, standard error), length {lengths.mean():.1f}")
+@torch.no_grad()
+def plot(run: Run) -> None:
+    """Draws exploration.png, policy.png and learning_curve.png."""
+    envs, figures = run.envs, {}
 
-
-def plot(path: pathlib.Path) -> None:
-    """Draws a checkpoint into its run's folder: exploration.png, policy.png, learning_curve.png."""
-    _, saved = load_checkpoint("--plot", str(path))
-    args, run_dir = Args(**saved["args"]), path.parent
-    goal = resolve_goal(args.goal)
-    envs = MazeEnvs(1, goal, args.max_episode_steps)
-    agent = Agent(len(MOVES))
-    load_state(agent, saved["agent"], path)
-
-    def show(panel: plt.Axes, values: Tensor, norm: matplotlib.colors.Normalize) -> None:
-        """One value for each state (S,) as a heat map of the maze."""
-        grid = np.full(WALLS.shape, np.nan)  # (10, 10)
-        grid[*envs.cells.T] = values.clamp(min=norm.vmin)
-        panel.imshow(grid, norm=norm)
-        panel.plot(*goal[::-1], "rx", markersize=5)
+    def show(panel: Axes, values: Tensor, norm: Normalize, colors: str | LinearSegmentedColormap) -> None:
+        """One value for each state (S,) as a map of the maze; a circle for the start, a star for the goal."""
+        grid, size = np.full(WALLS.shape, np.nan), 3 * panel.figure.get_figheight()
+        grid[*envs.cells.T] = values.clamp(min=norm.vmin).cpu()
+        panel.imshow(grid, norm=norm, cmap=colors)
+        panel.plot(0, 0, "ko", markersize=size, markerfacecolor="none")
+        panel.plot(*envs.cells[envs.goal][::-1], "k*", markersize=size, markerfacecolor="gold", zorder=3)
         panel.set(xticks=[], yticks=[], facecolor="0.25")
 
     # where the agent went, and what the bonus was, in eight parts of the run
-    if saved["snapshots"]:
-        steps, visits, bonuses = zip(*saved["snapshots"], strict=True)
-        before = [torch.zeros_like(visits[0]), *visits]
-        most, strongest = max(2, int(visits[-1].max())), float(max(bonus.max() for bonus in bonuses))
-        figure, panels = plt.subplots(2, len(steps), figsize=(2 * len(steps) + 0.5, 4.3), layout="constrained")
-        panels = panels.reshape(2, -1)
-        for k, (above, below) in enumerate(panels.T):
-            show(above, visits[k] - before[k], matplotlib.colors.LogNorm(1, most))
-            show(below, bonuses[k], matplotlib.colors.LogNorm(strongest / 1e4, strongest))
-            above.set_title(f"to step {steps[k]:,}", fontsize=9)
-        paid = f"bonus ({args.bonus})" if args.int_coef else "bonus, not paid"
-        for row, label in zip(panels, ("visits", paid), strict=True):
-            row[0].set_ylabel(label)
-            figure.colorbar(row[-1].images[0], ax=row[-1])
-        figure.savefig(run_dir / "exploration.png", dpi=110)
-        plt.close(figure)
+    steps, visits, bonuses = zip(*run.snapshots, strict=True)
+    figures["exploration"] = figure = Figure(figsize=(2 * len(steps) + 0.5, 4.3), layout="constrained")
+    rows = figure.subplots(2, len(steps), squeeze=False)
+    labels = "visits", f"bonus{'' if run.args.int_coef else ', not paid'}"
+    visits, bonuses = torch.stack([0 * visits[0], *visits]).diff(dim=0), torch.stack(bonuses)  # (8, S), (8, S)
+    norms = LogNorm(1, max(2, visits.max().item())), LogNorm(bonuses.min().item(), bonuses.max().item())
+    for row, label, parts, norm in zip(rows, labels, (visits, bonuses), norms, strict=True):
+        for panel, values in zip(row, parts, strict=True):
+            show(panel, values, norm, "viridis")
+        row[0].set_ylabel(label)
+        figure.colorbar(row[-1].images[0], ax=row[-1])
+    for panel, step in zip(rows[0], steps, strict=True):
+        panel.set_title(f"to step {step:,}", fontsize=9)
 
-    # the policy: its likeliest actions, how likely they are, and where they lead
-    with torch.no_grad():
-        likelihood, actions = agent(torch.from_numpy(envs.observations))[0].softmax(1).max(1)  # (S,), (S,)
-    rows, columns = envs.cells.T
-    down, right = np.array(MOVES)[actions].T
-    policy_path = greedy_path(envs, actions)
-    length = f"{len(policy_path) - 1} steps" if policy_path[-1] == envs.goal else "which misses the goal"
-    figure, panel = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
-    show(panel, likelihood, matplotlib.colors.Normalize(0.25, 1))
+    # the likeliest actions, how likely they are, and where they lead
+    likelihood, actions = run.agent(envs.observations)[0].softmax(1).max(1)  # (S,), (S,)
+    (path, length), shown = greedy_path(envs, actions), np.arange(len(actions)) != envs.goal
+    figures["policy"] = figure = Figure(figsize=(5, 4.2), layout="constrained")
+    panel = figure.subplots()
+    show(panel, likelihood, Normalize(0.25, 1), LinearSegmentedColormap.from_list("", ["white", "mediumseagreen"]))
     figure.colorbar(panel.images[0], ax=panel, label="probability of the likeliest action")
-    panel.plot(*envs.cells[policy_path].T[::-1], "r", linewidth=5, alpha=0.4)
-    panel.quiver(columns, rows, right, -down, scale=16, width=0.008, pivot="mid", color="k")
-    panel.set_title(f"likeliest actions and their path, {length}", fontsize=10)
-    figure.savefig(run_dir / "policy.png", dpi=110)
-    plt.close(figure)
+    panel.plot(*envs.cells[path].T[::-1], "tab:orange", linewidth=6, alpha=0.5)
+    (rows, columns), (down, right) = envs.cells[shown].T, np.array(MOVES)[actions.cpu()][shown].T
+    panel.quiver(columns, rows, right, -down, scale=16, width=0.008, pivot="mid")
+    steps = f"{length} steps" if length else "which misses the goal"
+    panel.set_title(f"likeliest actions and their path, {steps}", fontsize=10)
+    panel.set_xlabel("circle: start, star: goal")
 
-    # the learning curve, beside those of all other runs to the same goal in the same folder
-    figure, panel = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    labels, runs_dir = set(), run_dir.resolve().parent
-    for other in sorted(runs_dir.glob("*/latest.pt")):
-        try:
-            _, run = load_checkpoint("--plot", str(other))
-        except UserError:  # another script's
-            continue
-        if run["args"]["goal"] == args.goal and run["curve"]:
-            with_bonus = run["args"]["int_coef"] > 0
-            label = f"bonus {run['args']['bonus']}" if with_bonus else "no bonus"
-            color = {"bonus rnd": "C0", "no bonus": "C1", "bonus seed": "C2"}[label]
-            steps, _, success, _ = zip(*run["curve"], strict=True)
-            width = 2.5 if other == path.resolve() else 0.8
-            panel.plot(steps, success, color=color, linewidth=width, label="_" * (label in labels) + label)
-            labels.add(label)
+    figures["learning_curve"] = figure = Figure(figsize=(6, 3.4), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(*np.array(run.curve, float)[:, [0, 2]].T)
     panel.set(xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
-    panel.set_title(f"goal {args.goal}, this run (thick) and all others in {runs_dir.name}/", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=8)
-    figure.savefig(run_dir / "learning_curve.png", dpi=110)
-    plt.close(figure)
-    print(f"pictures: {run_dir}/exploration.png, policy.png, learning_curve.png")
+    for name, figure in figures.items():
+        figure.savefig(buffer := io.BytesIO(), dpi=110)
+        write(run.folder / f"{name}.png", buffer)
+    print(f"pictures: {', '.join(f'{name}.png' for name in figures)}")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Entry point
-# ----------------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def evaluate(args: Args, device: torch.device, agent: Agent) -> None:
+    """Plays episodes with a saved policy, actions drawn as in training. Prints how many find the goal."""
+    envs = MazeEnvs(args.eval_episodes, resolve_goal(args.goal), device)
+    torch.manual_seed(int(np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)[0]))
+    rollout = collect(envs, agent.to(device), args)
+    actions = rollout.logprobs.argmax(1)
+    way, length = greedy_path(envs, actions)
+    print(f"{args.eval_episodes} episodes; likeliest actions, and the way they go\n{draw(envs, actions, way)}")
+    print(f"path of likeliest actions {length or 'none'}; the shortest is {len(shortest_path(envs)) - 1}")
+    hits, lengths = rollout.rewards.sum(0).tolist(), rollout.valid.sum(0).tolist()
+    error = f" +- {np.std(hits, ddof=1) / len(hits) ** 0.5:.2f}" if len(hits) > 1 else ""
+    print(f"success {np.mean(hits):.2f}{error} (mean, standard error), length {np.mean(lengths):.1f}")
 
 
-def main() -> int:
-    """Reads the flags, trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 and 143 signals."""
-    args = tyro.cli(Args, description=__doc__)
-    try:
-        path, saved = None, None
-        if source := args.resume or args.evaluate:
-            path, saved = load_checkpoint("--resume" if args.resume else "--evaluate", source)
-            args = tyro.cli(Args, default=Args(**saved["args"]))  # flags given anew stand, all others are the run's
-        check_args(args)
-        row, column = resolve_goal(args.goal)
-        device = resolve_device(args.device)
-        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+# ------------------------------------------------------------------------------------------------ Entry point
+
+
+def parse(argv: list[str] | None) -> tuple[Args, Agent | None]:
+    """The flags; with --evaluate the goal and the time limit are the run's where they are not given anew."""
+    args, agent = tyro.cli(Args, args=argv, description=__doc__), None
+    if args.evaluate is not None:
+        agent, was = load_agent(args.evaluate)
+        args = tyro.cli(Args, args=argv, default=Args(**was))
+    check_args(args)
+    args.goal, args.runs_dir = "{}-{}".format(*resolve_goal(args.goal)), os.path.expanduser(args.runs_dir)
+    return args, agent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 130 Ctrl-C."""
+    threads = torch.get_num_threads()
+    with contextlib.redirect_stdout(Console(sys.stdout)), contextlib.redirect_stderr(Console(sys.stderr)):
+        try:
+            args, agent = parse(argv)
+            auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+            device = torch.device(auto if args.device == "auto" else args.device)
             torch.set_num_threads(1)  # nets this small gain little from more; other cores can run other seeds
-        if saved:
-            for name, value in saved["identity"].items():
-                if value != getattr(args, name):
-                    raise UserError(f"{path} is of a run with {name} {value}, not {getattr(args, name)}")
-        if args.evaluate:
-            evaluate(args, path, saved)
-            if args.plot:
-                plot(path)
-            return 0
-        return train(args, f"Maze-{row}-{column}", device, path, saved)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (RunError, OSError, torch.OutOfMemoryError) as error:
-        print(f"error: {str(error).splitlines()[0]}; what was saved before is whole", file=sys.stderr)
-        return 1
+            if args.evaluate is not None:
+                evaluate(args, device, agent)
+                return 0
+            return train(args, device)
+        except KeyboardInterrupt:
+            return 130
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except (RunError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+                raise  # a mistake in this script: show where
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            return 1
+        finally:
+            torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -5,7 +5,7 @@
 
 The second line does so with a changed copy of the script; what stands after `--` are flags of that script.
 
-The script's own training function plays a corridor instead of an Atari game: five rooms of six cells, each room with a
+The script itself plays a corridor instead of an Atari game: five rooms of six cells, each room with a
 pattern of its own, shown as 84 x 84 frames through EnvPool's interface. Of six actions one goes right and one left. The
 only reward, 1, is at the right end, 29 steps away; an episode is cut after 100 steps. A random agent gets there in one
 episode of 1,328,721. With `--int-coef 0` the same script is plain PPO. OUT.csv gets the numbers, OUT.png the figure.
@@ -21,9 +21,7 @@ import types
 
 import matplotlib
 import numpy as np
-import torch
-import tyro
-from plot import curve, draw_curves, from_folder
+from plot import curve, draw_curves, from_folder, number_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,24 +62,20 @@ class Corridor:
         self.obs[reset] = self.pictures[0]
         ram = np.zeros((len(self.cell), 128), np.uint8)
         ram[:, 3] = self.cell // CELLS
-        info = {"ram": ram, "terminated": won.astype(np.int32)}
-        return self.obs.copy(), won.astype(np.float32), won, truncated, info
+        return self.obs.copy(), won.astype(np.float32), won, truncated, {"ram": ram}
 
 
 def train(
     seed: int, int_coef: float, steps: int, path: pathlib.Path = SCRIPT, flags: tuple[str, ...] = ()
 ) -> dict[str, list[tuple[int, float]]]:
-    """Runs the training function of the script at `path` on corridors; returns its TensorBoard scalars."""
+    """Runs the script at `path` on corridors; returns its TensorBoard scalars."""
     sys.path.insert(0, str(path.resolve().parent))
     script: types.ModuleType = importlib.import_module(path.stem)
     script.envpool.make = lambda env_id, num_envs, **_: Corridor(num_envs)
     with tempfile.TemporaryDirectory() as folder:
         small = "--num-envs 16 --num-steps 64 --warmup-rollouts 5 --learning-rate 3e-4 --update-proportion 0.25"
         small += f" --seed {seed} --int-coef {int_coef} --total-timesteps {steps} --checkpoint-interval 1e6"
-        args = tyro.cli(script.Args, args=[*small.split(), "--runs-dir", folder, *flags])
-        script.check_args(args)
-        status = script.train(args, "MontezumaRevenge-v5", torch.device("cpu"), None, None)
-        if status:
+        if status := script.main([*small.split(), "--device", "cpu", "--runs-dir", folder, *flags]):
             sys.exit(status)
         run = from_folder(next(pathlib.Path(folder).iterdir()))
         return {tag: list(zip(*curve(run, tag, "steps"), strict=True)) for tag in run.scalars}
@@ -98,7 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4))
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     tags = ["charts/episodic_return", "rnd/rooms_visited", "rnd/intrinsic_reward"]
     for int_coef in args.int_coefs:
         curves = {tag: [] for tag in tags}
@@ -112,14 +106,15 @@ def main() -> None:
                 curves[tag].append(np.array(scalars[tag]).T / [[1e3], [1]])
         for panel, tag in zip(panels, tags, strict=True):
             color, label = ("C0", "with the bonus") if int_coef else ("C7", "without")
-            draw_curves(panel, curves[tag], color, f"{label} ({len(args.seeds)} seeds)")
-    titles = ["share of episodes that reach the end", "rooms visited", "intrinsic reward (normalised)"]
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set(title=title, xlabel="thousand steps")
+            draw_curves(panel, curves[tag], color, f"{label} ({number_of(len(args.seeds), 'seed')})")
+    names = {"success": "share that reaches the end", "exploration": f"rooms visited, of {ROOMS}"}
+    names |= {"intrinsic reward": "mean of a step, normalised"}
+    for panel, (title, label) in zip(panels, names.items(), strict=True):
+        panel.set(title=title, ylabel=label, xlabel="thousand steps")
         panel.spines[["top", "right"]].set_visible(False)
+    panels[1].set_yticks(range(1, ROOMS + 1))
     panels[2].set_yscale("log")
-    panels[0].legend(frameon=False)
-    figure.tight_layout()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     figure.savefig(args.out.with_suffix(".png"), dpi=120)
     with open(args.out.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.writer(file)

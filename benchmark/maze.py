@@ -9,57 +9,54 @@ run), the figures <out>_curves.png, <out>_parts.png and <out>_return_norm.png, a
 part makes a difference. `--speed` measures rollouts alone.
 """
 
-import argparse
-import concurrent.futures
-import csv
-import os
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 
 import matplotlib
 import numpy as np
 import torch
+from plot import draw_curves, number_of
+from scipy.stats import mannwhitneyu
+from sweep import ROOT, Job, curve_cell, curves_of, fill_table, spread, table_parser
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import reinforce_rnd_maze as maze  # noqa: E402
+import reinforce_rnd_maze as maze
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from plot import draw_curves  # noqa: E402
-from scipy.stats import mannwhitneyu  # noqa: E402
+import matplotlib.pyplot as plt
 
-PLAIN = ["--int-coef", "0", "--no-baseline", "--no-anneal"]
-NOTES = [*PLAIN, "--num-envs", "1", "--learning-rate", "1e-4", "--ent-coef", "0.1", "--ext-coef", "1"]
-ROWS = {  # name -> (goal, flags)
-    "9-9, with RND": ("9-9", []),
-    "9-9, without": ("9-9", ["--int-coef", "0"]),
-    "9-6, with RND": ("9-6", []),
-    "9-6, without": ("9-6", ["--int-coef", "0"]),
-    "9-1, with RND": ("9-1", []),
-    "9-1, without": ("9-1", ["--int-coef", "0"]),
-    "9-9, demonstration": ("9-9", ["--int-coef", "0", "--demo-curriculum"]),
-    "9-9, seed's bonus": ("9-9", ["--bonus", "seed"]),
-    "9-9, bonus ends with the episode": ("9-9", ["--int-episodic"]),
-    "9-9, nothing fades": ("9-9", ["--no-anneal"]),
-    "9-9, no baseline": ("9-9", ["--no-baseline"]),
-    "9-1, plain REINFORCE": ("9-1", PLAIN),
-    "9-1, plain, returns standardised": ("9-1", [*PLAIN, "--return-norm"]),
-    "9-1, the notes' REINFORCE": ("9-1", NOTES),
-    "9-1, the notes', returns standardised": ("9-1", [*NOTES, "--return-norm"]),
+SCRIPT = ROOT / "reinforce_rnd_maze.py"
+PLAIN = "--int-coef 0 --no-baseline --no-anneal"
+NOTES = f"{PLAIN} --num-envs 1 --learning-rate 1e-4 --ent-coef 0.1 --ext-coef 1"
+ROWS = {  # name, which begins with the goal -> flags
+    "9-9, with RND": "",
+    "9-9, without": "--int-coef 0",
+    "9-6, with RND": "",
+    "9-6, without": "--int-coef 0",
+    "9-1, with RND": "",
+    "9-1, without": "--int-coef 0",
+    "9-9, demonstration": "--int-coef 0 --demo-curriculum",
+    "9-9, seed's bonus": "--bonus seed",
+    "9-9, bonus ends with the episode": "--int-episodic",
+    "9-9, nothing fades": "--no-anneal",
+    "9-9, no baseline": "--no-baseline",
+    "9-1, plain REINFORCE": PLAIN,
+    "9-1, plain, returns standardised": f"{PLAIN} --return-norm",
+    "9-1, the notes' REINFORCE": NOTES,
+    "9-1, the notes', returns standardised": f"{NOTES} --return-norm",
 }
-COLUMNS = [
-    *("row", "seed", "first_hit_episode", "first_hit_step", "solved_episode", "solved_step", "optimal_episode"),
-    *("success", "path", "steps", "seconds", "first_room_right", "other_rooms_right", "curve"),
-]
+ROWS = {row: (["--goal", row.split(",")[0], *flags.split()], 10) for row, flags in ROWS.items()}  # 10: seeds
+
+
+def shortest(row: str) -> int:
+    """Steps to the goal of a row."""
+    return len(maze.shortest_path(maze.MazeEnvs(1, maze.resolve_goal(row.split(",")[0])))) - 1
 
 
 def right_actions(policy: dict, goal: str) -> tuple[float, float]:
     """Share of cells whose likeliest action leads nearer to the goal: in the first room, and in all others."""
-    envs = maze.MazeEnvs(1, maze.resolve_goal(goal), 500)
+    envs = maze.MazeEnvs(1, maze.resolve_goal(goal))
     distance = np.full(len(envs.cells), np.inf)
     distance[envs.goal] = 0
     for _ in distance:
@@ -68,7 +65,7 @@ def right_actions(policy: dict, goal: str) -> tuple[float, float]:
     agent = maze.Agent(4)
     agent.load_state_dict(policy)
     with torch.no_grad():
-        actions = agent(torch.from_numpy(envs.observations))[0].argmax(1).numpy()
+        actions = agent(envs.observations)[0].argmax(1).numpy()
     states = np.arange(len(distance))
     right = distance[envs.next_state[states, actions]] < distance
     first = (envs.cells < (3, 3)).all(1)
@@ -76,76 +73,45 @@ def right_actions(policy: dict, goal: str) -> tuple[float, float]:
     return float(right[first].mean()), float(right[rest].mean())
 
 
-def run(row: str, seed: int) -> dict:
-    """One run, to its line of the CSV."""
-    goal, flags = ROWS[row]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "reinforce_rnd_maze.py"), "--goal", goal, "--seed", str(seed)]
-        command += ["--runs-dir", folder, *flags]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-        (path,) = pathlib.Path(folder).glob("*/latest.pt")
-        state = torch.load(path, weights_only=True)
-    progress, shortest = state["progress"], len(maze.shortest_path(maze.MazeEnvs(1, maze.resolve_goal(goal), 1))) - 1
+def measure(job: Job, folder: pathlib.Path) -> dict:
+    """The columns of the CSV for a finished run, after row and seed."""
+    state = torch.load(folder / "latest.pt", weights_only=True)
     steps, episodes, success, lengths = zip(*state["curve"], strict=True)
-    optimal = None  # from which episode on is the path of likeliest actions the shortest, to the end of the run?
+    optimal = ""  # from which episode on is the path of likeliest actions the shortest, to the end of the run?
     for episode, length in zip(reversed(episodes), reversed(lengths), strict=True):
-        if length != shortest:
+        if length != shortest(job.row):
             break
         optimal = episode
-    first_room, other_rooms = right_actions(state["agent"], goal)
-    first_hit, solved = progress["first_hit"] or ["", ""], progress["solved"] or ["", ""]
-    marks = np.searchsorted(episodes, np.linspace(0, episodes[-1], 61)[1:])
+    first_room, other_rooms = right_actions(state["agent"], job.row.split(",")[0])
+    first_hit, solved = state["first_hit"] or ["", ""], state["solved"] or ["", ""]
     return {
-        "row": row,
-        "seed": seed,
         "first_hit_episode": first_hit[0],
         "first_hit_step": first_hit[1],
         "solved_episode": solved[0],
         "solved_step": solved[1],
-        "optimal_episode": optimal or "",
+        "optimal_episode": optimal,
         "success": success[-1],
         "path": lengths[-1] or "",
         "steps": steps[-1],
-        "seconds": round(progress["seconds"], 1),
+        "seconds": round(state["seconds"], 1),
         "first_room_right": round(first_room, 3),
         "other_rooms_right": round(other_rooms, 3),
-        "curve": " ".join(f"{episodes[k]}:{success[k]:.2f}" for k in marks),
+        "curve": curve_cell(episodes, success, 2, np.searchsorted(episodes, np.linspace(0, episodes[-1], 61)[1:])),
     }
 
 
-def read(path: pathlib.Path) -> list[dict]:
-    """The lines of the CSV, if there is one."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def spread(runs: list[dict], column: str) -> str:
-    """Lowest, median and highest of a column over the runs that have it."""
-    values = [float(r[column]) for r in runs if r[column] != ""]
-    if not values:
-        return "never"
-    text = " / ".join(f"{x:,.0f}" for x in (min(values), np.median(values), max(values)))
-    return text if len(values) == len(runs) else f"{text} ({len(values)} of {len(runs)})"
-
-
 def print_table(runs: list[dict]) -> None:
-    """The table of docs/results, in Markdown."""
-    print(
-        "| row | flags | solved | first hit, episode | 95 %, episode | 95 %, step | shortest path, from episode | s |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for row, (goal, flags) in ROWS.items():
-        mine = [r for r in runs if r["row"] == row]
-        if mine:
-            shortest = len(maze.shortest_path(maze.MazeEnvs(1, maze.resolve_goal(goal), 1))) - 1
-            good = [float(r["success"]) >= 0.95 and r["path"] == str(shortest) for r in mine]
-            cells = [spread(mine, c) for c in ("first_hit_episode", "solved_episode", "solved_step", "optimal_episode")]
+    """The table of docs/results, in Markdown: lowest / median / highest."""
+    columns = ("row", "flags", "solved", "first hit, episode", "95 %, episode", "95 %, step")
+    columns += ("shortest path, from episode", "s")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for row, (flags, _) in ROWS.items():
+        if mine := [r for r in runs if r["row"] == row]:
+            good = sum(float(r["success"]) >= 0.95 and r["path"] == str(shortest(row)) for r in mine)
+            names = ("first_hit_episode", "solved_episode", "solved_step", "optimal_episode")
+            cells = [spread([r[name] for r in mine], ",.0f", none="never") for name in names]
             seconds = np.mean([float(r["seconds"]) for r in mine])
-            command = " ".join(["--goal", goal, *flags])
-            print(f"| {row} | `{command}` | {sum(good)} of {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
+            print(f"| {row} | `{' '.join(flags)}` | {good} of {len(mine)} | {' | '.join(cells)} | {seconds:.0f} |")
     episodes = {row: [float(r["solved_episode"] or "inf") for r in runs if r["row"] == row] for row in ROWS}
     for row, ours in episodes.items():
         if row.startswith("9-9, ") and row != "9-9, with RND" and ours and episodes["9-9, with RND"]:
@@ -158,12 +124,11 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     returns do to the first room.
     """
     figure, panels = plt.subplots(1, 3, figsize=(11, 3), sharey=True, layout="constrained")
-    for panel, (goal, shortest) in zip(panels, (("9-1", 14), ("9-6", 23), ("9-9", 50)), strict=True):
+    for panel, goal in zip(panels, ("9-1", "9-6", "9-9"), strict=True):
         for name, color in (("with RND", "C0"), ("without", "C1")):
-            mine = [r["curve"].split() for r in runs if r["row"] == f"{goal}, {name}"]
-            curves = [np.array([[float(x) for x in point.split(":")] for point in points]).T for points in mine]
-            draw_curves(panel, curves, color, f"{name} ({len(curves)} seeds)")
-        panel.set(title=f"goal {goal}, {shortest} steps away", xlabel="episodes", ylim=(-0.03, 1.03))
+            curves = curves_of(runs, f"{goal}, {name}")
+            draw_curves(panel, curves, color, f"{name} ({number_of(len(curves), 'seed')})")
+        panel.set(title=f"goal {goal}, {shortest(goal)} steps away", xlabel="episodes", ylim=(-0.03, 1.03))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("success, last 100 episodes")
     panels[0].legend(fontsize=8, loc="lower right")
@@ -172,9 +137,8 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     figure, panel = plt.subplots(figsize=(7, 3.2), layout="constrained")
     parts = ("with RND", "bonus ends with the episode", "nothing fades", "seed's bonus", "no baseline", "demonstration")
     for k, name in enumerate(parts):
-        mine = [r["curve"].split() for r in runs if r["row"] == f"9-9, {name}"]
-        curves = [np.array([[float(x) for x in point.split(":")] for point in points]).T for points in mine]
-        draw_curves(panel, curves, f"C{k}", f"{name} ({len(curves)} seeds)")
+        curves = curves_of(runs, f"9-9, {name}")
+        draw_curves(panel, curves, f"C{k}", f"{name} ({number_of(len(curves), 'seed')})")
     panel.set(title="goal 9-9", xlabel="episodes", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside right center", frameon=False)
@@ -187,6 +151,8 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     }
     for offset, (row, label) in zip((-0.15, 0.15), names.items(), strict=True):
         mine = [r for r in runs if r["row"] == row]
+        if not mine:
+            continue
         for place, column in enumerate(("first_room_right", "other_rooms_right")):
             values = [100 * float(r[column]) for r in mine]
             x = place + offset + np.linspace(-0.08, 0.08, len(values))
@@ -203,47 +169,34 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
 def print_speed() -> None:
     """Steps of a random policy in a CPU-second of one thread, for several numbers of episodes side by side."""
     torch.set_num_threads(1)
-    policy = torch.full((67, 4), 0.25)
+    args = maze.Args()
+
+    def policy(obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(len(obs), 4), torch.zeros(len(obs), 2)
+
     for num_envs in (1, 4, 16, 64, 1024):
-        envs = maze.MazeEnvs(num_envs, (9, 9), 500)
+        envs = maze.MazeEnvs(num_envs, (9, 9))
         start, steps = time.process_time(), 0
         while time.process_time() < start + 2:
-            steps += int(maze.play(envs, policy)["valid"].sum())
+            steps += int(maze.collect(envs, policy, args).valid.sum())
         print(f"{num_envs:5d} episodes at a time: {steps / (time.process_time() - start):12,.0f} steps/s")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, help="path of the results, without its ending")
+def main() -> int:
+    parser = table_parser(__doc__, "runs/maze")
     parser.add_argument("--speed", action="store_true", help="measure the speed of rollouts, and nothing else")
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(1, 11))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="which rows to run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
-    args = parser.parse_args()
-    if args.speed:
+    if sys.argv[1:] == ["--speed"]:
         print_speed()
-        return
-    if not args.out:
-        parser.error("--out or --speed")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    path = args.out.with_suffix(".csv")
-    runs = read(path)
-    done = {(r["row"], int(r["seed"])) for r in runs}
-    todo = [(row, seed) for row in args.rows for seed in args.seeds if (row, seed) not in done]
-    with open(path, "a", newline="") as file, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not runs:
-            writer.writeheader()
-        for k, future in enumerate(concurrent.futures.as_completed([pool.submit(run, *job) for job in todo]), 1):
-            line = future.result()
-            writer.writerow(line)
-            file.flush()
-            hit, solved = line["first_hit_episode"] or "never", line["solved_episode"] or "never"
-            print(f"{k}/{len(todo)} {line['row']}, seed {line['seed']}: first hit {hit}, 95 % {solved}", flush=True)
-    runs = read(path)
+        return 0
+    args = parser.parse_args()
+    runs, status = fill_table(
+        *(SCRIPT, ROWS, args, measure),
+        tell=lambda x: f"first hit {x['first_hit_episode'] or 'never'}, 95 % {x['solved_episode'] or 'never'}",
+    )
     print_table(runs)
     draw(runs, args.out)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,42 +10,27 @@ each run), the figure <out>_curves.png or, of the ablations, <out>.png, and prin
 the ablations also how surely a change differs from the default.
 """
 
-import argparse
-import concurrent.futures
-import csv
-import os
 import pathlib
-import re
-import subprocess
 import sys
 
 import matplotlib
 import numpy as np
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "ppo_rnd_minigrid.py"
+from plot import curve, draw_curves, from_folder
+from scipy.stats import mannwhitneyu
+from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, read_table, spread, table_parser
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from plot import draw_curves  # noqa: E402
-from scipy.stats import mannwhitneyu  # noqa: E402
+import matplotlib.pyplot as plt
 
-
-def multiroom(rooms: int, size: int) -> str:
-    """Flags of the literature's MultiRoom-N<rooms>-S<size>: 20 steps a room."""
-    kwargs = f"min_num_rooms={rooms},max_num_rooms={rooms},max_room_size={size},max_episode_steps={20 * rooms}"
-    return f"--env-id MultiRoom-N6 --env-kwargs {kwargs}"
-
-
+SCRIPT = ROOT / "ppo_rnd_minigrid.py"
 ENVIRONMENTS = {  # name -> (flags, score, frames with the bonus, seeds, frames without it and with RND alone)
     "DoorKey-8x8": ("--env-id DoorKey-8x8", 0.95, 2e6, 5, 2e6),
     "DoorKey-16x16": ("--env-id DoorKey-16x16", 0.95, 3e6, 5, 3e6),
     "KeyCorridorS3R3": ("--env-id KeyCorridorS3R3", 0.86, 2e6, 5, 2e6),
     "KeyCorridorS4R3": ("--env-id KeyCorridorS4R3", 0.85, 10e6, 5, 5e6),
-    "MultiRoom-N7-S8": (multiroom(7, 8), 0.65, 3e6, 5, 2e6),
-    "MultiRoom-N10-S10": (multiroom(10, 10), 0.55, 3e6, 5, 0),
+    "MultiRoom-N7-S8": ("--env-id MultiRoom-N7-S8", 0.65, 3e6, 5, 2e6),
+    "MultiRoom-N10-S10": ("--env-id MultiRoom-N10-S10", 0.55, 3e6, 5, 0),
     "ObstructedMaze-2Dlh": ("--env-id ObstructedMaze-2Dlh", 0.90, 15e6, 3, 0),
     "KeyCorridorS5R3": ("--env-id KeyCorridorS5R3", 0.85, 20e6, 1, 0),
     "KeyCorridorS6R3": ("--env-id KeyCorridorS6R3", 0.85, 20e6, 1, 0),
@@ -81,61 +66,26 @@ ROWS["ablations"] = {
     for name, changes in ({"KeyCorridorS3R3": CHANGES} | CHANGES_ELSEWHERE).items()
     for change in changes
 }
-COLUMNS = ["row", "seed", "solved_at", "frames", "score", "success", "evaluation", "error", "seconds", "curve"]
 
 
-def run(row: str, flags: list[str], seed: int, runs_dir: pathlib.Path) -> dict:
-    """One run, to its line of the CSV."""
-    folder = runs_dir / re.sub(r"[^\w.-]+", "_", f"{row} {seed}")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    begun = [*folder.glob("*/latest.pt")]
-    level = float(flags[flags.index("--solved-score") + 1])
-    recent = torch.load(begun[0], weights_only=True)["recent"] if begun else []
-    if len(recent) < 100 or np.mean(recent) <= level:  # not solved yet
-        command = ["--resume", str(begun[0])] if begun else [*flags, "--seed", str(seed), "--runs-dir", str(folder)]
-        words = [sys.executable, str(SCRIPT), *command]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
-        if done.returncode and "has all of its" not in done.stderr:
-            raise RuntimeError(f"{row}, seed {seed}: {done.stderr}")
-    return collect(row, level, seed, folder)
-
-
-def collect(row: str, level: float, seed: int, folder: pathlib.Path) -> dict:
-    """The line of the CSV for the run in a folder, as far as it is."""
-    (path,) = folder.glob("*/latest.pt")
-    state = torch.load(path, weights_only=True)
-    events = EventAccumulator(str(path.parent), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    curve = [(e.step, e.value) for e in events.Scalars("charts/score")] if "charts/score" in tags else []
-    solved_at = next((step for step, score in curve if score > level), "")
-    recent, evaluation = np.array(state["recent"]), ["", ""]
-    if solved_at:  # the last agent, 100 fresh episodes in the minigrid package
-        command = [sys.executable, str(SCRIPT), "--evaluate", str(path), "--eval-episodes", "100", "--seed", "1000"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        evaluation = re.search(r"return (\S+) \+- (\S+)", output).groups()
-    marks = sorted({round(k) for k in np.linspace(0, len(curve) - 1, 100)}) if curve else []
+def measure(job: Job, folder: pathlib.Path) -> dict:
+    """The columns of the CSV for a finished run, after row and seed."""
+    steps, scores = curve(from_folder(folder), "charts/score", "steps")
+    level = float(job.flags[job.flags.index("--solved-score") + 1])
+    solved_at = next(iter(steps[scores > level]), "")
+    state = torch.load(folder / "latest.pt", weights_only=True)
+    recent = np.array(state["stats"]["recent"])
+    returns, error = evaluation(SCRIPT, folder) if solved_at else ("", "")
     return {
-        "row": row,
-        "seed": seed,
         "solved_at": solved_at,
-        "frames": state["iteration"] * state["args"]["num_envs"] * state["args"]["num_steps"],
+        "frames": state["step"],
         "score": f"{recent.mean():.4f}" if len(recent) else "",
         "success": f"{(recent > 0).mean():.2f}" if len(recent) else "",
-        "evaluation": evaluation[0],
-        "error": evaluation[1],
+        "evaluation": returns,
+        "error": error,
         "seconds": round(state["seconds"]),
-        "curve": " ".join(f"{curve[k][0]}:{curve[k][1]:.3f}" for k in marks),
+        "curve": curve_cell(steps, scores, 3),
     }
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """The lines of the CSV, if there is one."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
@@ -149,11 +99,8 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     handles: dict[str, plt.Artist] = {}
     variants = list(dict.fromkeys([*VARIANTS, *(r["row"].split(", ", 1)[1] for r in runs)]))
     for panel, name in zip(panels.flat, names, strict=False):
-        mine = [r for r in runs if r["row"].startswith(f"{name},")]
         for k, variant in enumerate(variants):
-            points = [r["curve"].split() for r in mine if r["row"] == f"{name}, {variant}" and r["curve"]]
-            curves = [np.array([[float(x) for x in point.split(":")] for point in one]).T for one in points]
-            draw_curves(panel, [(steps / 1e6, scores) for steps, scores in curves], f"C{k}", variant)
+            draw_curves(panel, curves_of(runs, f"{name}, {variant}", 1e6), f"C{k}", variant)
         panel.axhline(ENVIRONMENTS[name][1], color="0.8", linewidth=0.8, zorder=0)
         panel.set(title=name, xlabel="million frames", ylim=(-0.03, 1.03))
         panel.set_xlim(left=0)
@@ -195,26 +142,17 @@ def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
 
 def print_table(runs: list[dict], rows: dict) -> None:
     """The table of docs/results, in Markdown: lowest / median / highest."""
-
-    def spread(values: list[float], form: str) -> str:
-        if len(values) < 2:
-            return format(values[0], form) if values else ""
-        return " / ".join(format(x, form) for x in (min(values), float(np.median(values)), max(values)))
-
-    print(
-        "| environment, variant | flags | solved | million frames to it | million frames played | score in the end |",
-        end="",
-    )
-    print(" evaluation | minutes |\n|---|---|---|---|---|---|---|---|")
+    columns = ("environment, variant", "flags", "solved", "million frames to it", "million frames played")
+    columns += ("score in the end", "evaluation", "minutes")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for row, (flags, _) in rows.items():
-        mine = [r for r in runs if r["row"] == row]
-        if mine:
-            solved = [float(r["solved_at"]) / 1e6 for r in mine if r["solved_at"]]
-            cells = [f"{len(solved)} of {len(mine)}", spread(solved, ".2f") or "never"]
-            cells.append(spread([float(r["frames"]) / 1e6 for r in mine], ".2f"))
-            cells.append(spread([float(r["score"] or "nan") for r in mine], ".3f"))
-            cells.append(spread([float(r["evaluation"]) for r in mine if r["evaluation"]], ".3f"))
-            cells.append(spread([float(r["seconds"]) / 60 for r in mine], ".1f"))
+        if mine := [r for r in runs if r["row"] == row]:
+            solved = [r for r in mine if r["solved_at"]]
+            cells = [f"{len(solved)} of {len(mine)}", spread([r["solved_at"] for r in solved], ".2f", 1e6, "never")]
+            cells.append(spread([r["frames"] for r in mine], ".2f", 1e6))
+            cells.append(spread([r["score"] or "nan" for r in mine], ".3f"))
+            cells.append(spread([r["evaluation"] for r in solved], ".3f"))
+            cells.append(spread([r["seconds"] for r in mine], ".1f", 60))
             print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
 
 
@@ -230,45 +168,23 @@ def print_tests(runs: list[dict], default: list[dict]) -> None:
             print(f"{row}: p = {mannwhitneyu(ours, theirs).pvalue:.3f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")
+def main() -> int:
+    parser = table_parser(__doc__, "runs/minigrid")
     parser.add_argument("--set", choices=ROWS, default="main", help="which table")
-    parser.add_argument("--runs-dir", type=pathlib.Path, default="runs/minigrid", help="where the runs are kept")
-    parser.add_argument("--rows", nargs="+", help="which rows to run, by the beginning of their names; otherwise all")
-    parser.add_argument("--seeds", type=int, nargs="+", help="which seeds to run; otherwise all")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows, path = ROWS[args.set], args.out.with_suffix(".csv")
-    done = {(r["row"], int(r["seed"])) for r in read(path)}
-    todo = [(row, seed) for row, (_, seeds) in rows.items() for seed in range(1, seeds + 1) if (row, seed) not in done]
-    todo = [(row, seed) for row, seed in todo if not args.rows or any(row.startswith(x) for x in args.rows)]
-    todo = [(row, seed) for row, seed in todo if not args.seeds or seed in args.seeds]
-    with open(path, "a", newline="") as file, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not done:
-            writer.writeheader()
-        jobs = [pool.submit(run, row, rows[row][0], seed, args.runs_dir) for row, seed in todo]
-        for k, future in enumerate(concurrent.futures.as_completed(jobs), 1):
-            line = future.result()
-            writer.writerow(line)
-            file.flush()
-            solved = f"{int(line['solved_at']):,}" if line["solved_at"] else "never"
-            print(
-                f"{k}/{len(todo)} {line['row']}, seed {line['seed']}: solved at {solved}, score {line['score']}",
-                flush=True,
-            )
-    runs = read(path)
+    runs, status = fill_table(
+        *(SCRIPT, ROWS[args.set], args, measure),
+        tell=lambda line: f"solved at {line['solved_at'] or 'never'}, score {line['score']}",
+    )
+    print_table(runs, ROWS[args.set])
     if args.set == "main":
-        draw(runs, path.with_name(path.stem + "_curves.png"))
+        draw(runs, args.out.with_name(args.out.name + "_curves.png"))
     else:  # beside the default, from the main table
-        default = [r for r in read(path.with_name("minigrid.csv")) if r["row"].endswith(", default")]
-        draw_changes(default + runs, path.with_name(path.stem + ".png"))
-    print_table(runs, rows)
-    if args.set == "ablations":
+        default = [r for r in read_table(args.out.with_name("minigrid.csv")) if r["row"].endswith(", default")]
+        draw_changes(default + runs, args.out.with_suffix(".png"))
         print_tests(runs, default)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

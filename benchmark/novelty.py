@@ -30,7 +30,7 @@ GAMES = ("Venture-v5", "Gravitar-v5", "Pitfall-v5", "PrivateEye-v5")
 
 def random_frames(env_id: str, num_envs: int, steps: int, seed: int) -> torch.Tensor:
     """Frames (steps, num_envs, 84, 84) uint8 of a random agent."""
-    envs = script.AtariEnvs(env_id, num_envs, [seed + i for i in range(num_envs)], script.Args())
+    envs = script.AtariEnvs(script.Args(env_id=env_id, num_envs=num_envs), [seed + i for i in range(num_envs)])
     envs.reset()
     rng = np.random.default_rng(seed)
     frames = [envs.step(rng.integers(envs.num_actions, size=num_envs))[0][:, 3] for _ in range(steps)]
@@ -39,7 +39,7 @@ def random_frames(env_id: str, num_envs: int, steps: int, seed: int) -> torch.Te
 
 def room_frames(room: int, steps: int) -> torch.Tensor:
     """Frames (steps, 1, 84, 84) uint8 of a room of Montezuma's Revenge in which a random agent is put down."""
-    env = script.make_evaluation_env("MontezumaRevenge-v5", script.Args())
+    env = script.make_evaluation_env(script.Args(env_id="MontezumaRevenge-v5"))
     rng = np.random.default_rng(room)
     env.reset(seed=room)
     frames = []
@@ -68,12 +68,12 @@ def main() -> None:
     held_out |= {f"Montezuma room {room}": room_frames(room, 104)[::2] for room in ROOMS}
     held_out |= {game.removesuffix("-v5"): random_frames(game, 4, 200, seed=20_000)[::4] for game in GAMES}
 
-    envs = script.AtariEnvs("MontezumaRevenge-v5", N, list(range(N)), script.Args())
+    envs = script.AtariEnvs(script.Args(env_id="MontezumaRevenge-v5", num_envs=N), list(range(N)))
     envs.reset()
     rnd = script.RND(N, device)
     optimizer = torch.optim.Adam(rnd.predictor.parameters(), lr=1e-4, eps=1e-8)
     rows = []
-    for rollout in tqdm(range(args.rollouts + 20)):  # 20 of them for the moments alone, as the script's warm-up
+    for rollout in tqdm(range(args.rollouts + 20)):  # 20 of them for the statistics alone, as the script's warm-up
         steps = [envs.step(rng.integers(envs.num_actions, size=N)) for _ in range(T)]
         frames = torch.from_numpy(np.stack([obs[:, 3] for obs, _, _, _ in steps]))  # (T, N, 84, 84)
         valid = torch.from_numpy(np.stack([ok for _, _, _, ok in steps]))  # (T, N)
@@ -93,8 +93,8 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    if envs.visited != {1}:
-        print(f"the random agent has been in rooms {sorted(envs.visited)}")
+    if envs.stats.visited != {1}:
+        print(f"the random agent has been in rooms {sorted(envs.stats.visited)}")
 
     out = pathlib.Path(args.out)
     with open(out.with_suffix(".csv"), "w", newline="") as file:

@@ -22,13 +22,34 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 COLUMNS = ["run", "setting", "seed", "step", "hours"]  # of a CSV, before its scalars
 NOT_A_SETTING = {
     *("seed", "runs_dir", "resume", "evaluate", "device", "checkpoint_interval", "track", "wandb_project", "plot"),
     *("capture_video", "eval_episodes", "commit", "python", "torch", "envpool", "gymnasium", "numpy", "minigrid"),
 }
-NAME = re.compile(r"(?P<env>.+)__(?P<script>.+)__(?P<seed>\d+)__(?P<time>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)")
+NAME = re.compile(r"(?P<env>.+)__(?P<script>.+)__(?P<seed>\d+)__(?P<time>[\d_-]{15,})")
+NAMES = {  # scalar -> title and y axis of its panel
+    "charts/episodic_return": ("return of an episode", "mean return"),
+    "charts/episodic_length": ("length of an episode", "steps"),
+    "charts/score": ("score", "mean return, last 100 episodes"),
+    "charts/success_rate": ("success", "share of episodes"),
+    "charts/SPS": ("speed", "environment steps per second"),
+    "rnd/rooms_visited": ("rooms visited in the whole run", "rooms"),
+    "rnd/rooms_best_episode": ("rooms visited in one episode, at most", "rooms"),
+    "rnd/cells_visited": ("cells visited", "cells"),
+    "rnd/intrinsic_reward": ("intrinsic reward", "mean of a step"),
+    "rnd/intrinsic_return_std": ("what the intrinsic reward is divided by", "std of its return"),
+    "losses/predictor_loss": ("loss of the predictor", "mean squared error"),
+    "losses/target_loss": ("loss of the target", "loss"),
+    "losses/magnitude": ("features of the target", "magnitude"),
+    "losses/entropy": ("entropy of the policy", "nats"),
+    "losses/approx_kl": ("change of the policy in an update", "KL divergence, nats"),
+    "losses/clipfrac": ("clipped samples", "share"),
+    "losses/explained_variance_int": ("variance explained by the intrinsic values", "share"),
+    "losses/explained_variance_ext": ("variance explained by the extrinsic values", "share"),
+}  # of others the tag's words
 
 
 @dataclasses.dataclass
@@ -53,7 +74,7 @@ class Run:
 
     def frames(self) -> np.ndarray:
         """(K,) emulator frames: 4 to a step on Atari, 1 elsewhere."""
-        return self.steps * (4 if "_atari__" in self.name else 1)
+        return self.steps * (4 if "_atari" in self.name else 1)
 
 
 def from_folder(folder: pathlib.Path) -> Run:
@@ -156,6 +177,11 @@ def mean_and_interval(curves: list[tuple[np.ndarray, np.ndarray]], points: int =
     return grid, mean, interval.low, interval.high
 
 
+def number_of(n: int, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def draw_curves(
     panel: plt.Axes, curves: list[tuple[np.ndarray, np.ndarray]], color: str, label: str, every_seed: bool = False
 ) -> None:
@@ -171,13 +197,21 @@ def draw_curves(
 
 def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -> None:
     """A curve for each setting."""
-    unit = 1 if x == "hours" else 1e6
+    unit, whole = 1 if x == "hours" else 1e6, True
     for k, setting in enumerate(dict.fromkeys(run.setting for run in runs)):
-        curves = [curve(run, tag, x) for run in runs if run.setting == setting]
+        alike = [run for run in runs if run.setting == setting]
+        label = number_of(len({run.seed for run in alike}), "seed")
+        if len(alike) > len({run.seed for run in alike}):
+            label = f"{number_of(len(alike), 'run')} of {label}"
+        curves = [curve(run, tag, x) for run in alike]
         curves = [(xs / unit, ys) for xs, ys in curves if len(xs)]
-        label = f"{setting} ({len(curves)} {'seeds' if len(curves) > 1 else 'seed'})"
-        draw_curves(panel, curves, f"C{k}", label, every_seed)
-    panel.set(title=tag, xlabel=x if unit == 1 else f"million {x}")
+        draw_curves(panel, curves, f"C{k}", f"{setting} ({label})", every_seed)
+        whole &= all((ys % 1 == 0).all() for _, ys in curves)
+    words = tag.split("/")[-1].replace("_", " ")
+    title, label = NAMES.get(tag, (words, words))
+    panel.set(title=title, ylabel=label, xlabel=x if unit == 1 else f"million {x}")
+    if whole:
+        panel.yaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     panel.spines[["top", "right"]].set_visible(False)
 
 
@@ -208,7 +242,7 @@ def main() -> None:
 
     columns = min(3, len(args.scalars))
     rows = -(-len(args.scalars) // columns)
-    size = (4.2 * columns, 2.9 * rows + 0.3)
+    size = (4.4 * columns, 2.9 * rows + 0.3)
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for panel in panels.flat[len(args.scalars) :]:
         panel.set_visible(False)

@@ -13,24 +13,24 @@ import sys
 import tempfile
 import time
 
+import torch.distributed as dist
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 
-KINDS = {"all_reduce": "gradients", "all_gather": "moments, signals, averages", "all_gather_object": "episodes"}
+KINDS = {"all_reduce": "gradients, statistics, averages", "all_gather_object": "episodes, signals, checkpoints"}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--script", type=pathlib.Path, default=pathlib.Path("ppo_rnd_atari.py"))
     own, flags = parser.parse_known_args()  # all others are flags of the script
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     script = importlib.import_module(own.script.stem)
     args = tyro.cli(script.Args, args=flags)
-    args.total_timesteps = 2 * args.num_envs * args.num_steps * script.RANKS
     seconds: dict[str, float] = {"waiting": 0.0} | dict.fromkeys(KINDS.values(), 0.0)
     calls = dict.fromkeys(KINDS.values(), 0)
     marks = []
-    barrier = script.dist.barrier
+    barrier = dist.barrier
 
     def measured(function, kind):
         def call(*a, **k):
@@ -45,7 +45,7 @@ def main() -> None:
         return call
 
     for name, kind in KINDS.items():
-        setattr(script.dist, name, measured(getattr(script.dist, name), kind))
+        setattr(dist, name, measured(getattr(dist, name), kind))
     add_scalar = SummaryWriter.add_scalar
 
     def note(self, tag, *a, **k):
@@ -54,12 +54,9 @@ def main() -> None:
             marks.append((time.perf_counter(), dict(seconds), dict(calls)))
 
     SummaryWriter.add_scalar = note
-    device = script.join_ranks(script.resolve_device(args.device))
-    if script.RANK:
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+    steps = 2 * args.num_envs * args.num_steps * script.RANKS
     with tempfile.TemporaryDirectory() as folder:
-        args.runs_dir = folder
-        status = script.train(args, script.resolve_env_id(args.env_id), device, None, None)
+        status = script.main([*flags, "--total-timesteps", str(steps), "--runs-dir", folder])
     if script.RANK == 0 and not status:
         (first, before, calls_before), (last, after, calls_after) = marks
         total = last - first
@@ -68,8 +65,8 @@ def main() -> None:
             spent = value - before[kind]
             times = f", {calls_after[kind] - calls_before[kind]} calls" if kind in calls else ""
             print(f"  {kind}: {spent:.3f} s, {100 * spent / total:.2f} %{times}")
-    sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from embed import plot_embeddings, separability
 from plot import draw_curves
 
 import snd_atari as script
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 
 def visit(room: int, seed: int, steps: int) -> np.ndarray:
     """Frames (steps, 96, 96) uint8 of a random agent in a room, wherever the game puts it."""
-    env = script.make_evaluation_env("MontezumaRevenge-v5", script.Args())
+    env = script.make_evaluation_env(script.Args(env_id="MontezumaRevenge-v5"))
     rng, frames = np.random.default_rng((seed, room)), []
     env.reset(seed=int(rng.integers(2**31)))
     for _ in range(int(rng.integers(30))):  # another moment of everything that moves
@@ -73,9 +74,10 @@ def main() -> None:
 
     def learn_rooms(preset: str, seed: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
         """The numbers over the updates, and the features of the frames to measure on, first and last, (K, 512)."""
-        flags = script.Args(preset=preset, **script.PRESETS[preset] | {"target_batch": args.batch})
+        changes = {"target_batch": args.batch, "num_envs": num_visits}
+        flags = script.Args(preset=preset, **script.PRESETS[preset] | changes)
         torch.manual_seed(seed)
-        snd = script.SND(1, flags, CPU)
+        snd = script.SND(flags, CPU)
         for frames in learn:
             snd.obs_rms.update(frames, torch.ones(len(frames), dtype=torch.bool))
         optimizer = torch.optim.Adam(snd.target_parameters(), lr=flags.learning_rate)
@@ -84,11 +86,9 @@ def main() -> None:
             if update % max(1, args.updates // 10) == 0:
                 z = script.features(snd.target, measure, snd.obs_rms, flags.obs_norm).flatten(0, 1).double().numpy()
                 lines.append({"preset": preset, "seed": seed, "updates": update})
-                lines[-1] |= script.separability(z, rooms, episodes)
+                lines[-1] |= separability(z, rooms, episodes)
                 kept.append(z)
-            first, second, labels = script.draw_pairs(
-                experience, num_visits, flags.target_batch, flags.pair, flags.target_loss == "contrastive"
-            )
+            first, second, labels = script.draw_pairs(experience, flags)
             first, second = (script.whiten(flat[x], snd.obs_rms, flags.obs_norm) for x in (first, second))
             terms, _ = script.target_terms(snd, first, second, labels, flags)
             optimizer.zero_grad()
@@ -130,7 +130,7 @@ def main() -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
     figure.savefig(args.out.with_suffix(".png"), dpi=110)
-    script.plot_embeddings(shown, rooms, episodes, args.seeds[0], args.out.with_name(args.out.name + "_embed.png"))
+    plot_embeddings(shown, rooms, episodes, args.seeds[0], args.out.with_name(args.out.name + "_embed.png"))
 
 
 if __name__ == "__main__":

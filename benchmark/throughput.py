@@ -1,20 +1,23 @@
-"""What a training iteration costs, part by part, and what the peer costs beside it.
+"""What a training iteration costs, step by step of the loop, and what the peer or another checkout costs beside it.
 
-    python benchmark/throughput.py                                        fp32 and bf16, parts and whole
+    python benchmark/throughput.py                                        ppo_rnd_atari.py, fp32 and bf16
     python benchmark/throughput.py --peer PATH/cleanrl/ppo_rnd_envpool.py the same, with CleanRL's script in between
     python benchmark/throughput.py --num-steps 128 --iterations 3         full-size rollouts, for memory
-    python benchmark/throughput.py --doorkey                              a2c_rnd_doorkey.py instead, frames a second
-    python benchmark/throughput.py --minigrid                             ppo_rnd_minigrid.py instead, frames a second
-    python benchmark/throughput.py --snd --num-steps 16                   snd_atari.py, by preset, too
+    python benchmark/throughput.py --snd | --minigrid | --doorkey | --maze          another script's settings instead
+    python benchmark/throughput.py --script my_bonus.py -- --num-envs 64  any script and flags
+    python benchmark/throughput.py --compare OTHER/CHECKOUT --script ppo_rnd_minigrid.py -- --num-envs 32
 
-Costs are CPU-milliseconds per environment step (user + system time of the process), because a shared machine's clock
-says little; with CUDA, wall milliseconds per iteration as well, the device waited for at the border of each part. Each
-line is a process of its own that runs the real script; the first iteration is not counted. The peer's file is run as it
-is: the adapter below only gives it the interfaces of `gym` and of the older EnvPool that it was written for.
+Costs are CPU time per environment step (user + system time of the process), because a shared machine's clock says
+little; with CUDA the device is waited for at the border of each part. Each line is a process of its own that runs the
+real script, its functions `collect`, `intrinsic_rewards`, `advantages_and_returns` and `update` measured; the first
+iteration is not counted. "emulator alone" is the script's environments with random actions. The peer's file is run as
+it is: the adapter below only gives it the interfaces of `gym` and of the older EnvPool that it was written for.
+
+`--compare` runs the script of both checkouts as anybody would, in turn and with the same flags, each once for a short
+and once for a longer time, and prints by how much they differ: CPU-seconds of the steps in between, and peak memory.
 """
 
 import argparse
-import contextlib
 import importlib
 import itertools
 import json
@@ -28,10 +31,56 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Callable
 
-SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "ppo_rnd_atari.py"
-SND = SCRIPT.with_name("snd_atari.py")
-DOORKEY, MINIGRID = SCRIPT.with_name("a2c_rnd_doorkey.py"), SCRIPT.with_name("ppo_rnd_minigrid.py")
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ATARI, SND = ROOT / "ppo_rnd_atari.py", ROOT / "snd_atari.py"
+MINIGRID, DOORKEY, MAZE = (ROOT / f"{x}.py" for x in ("ppo_rnd_minigrid", "a2c_rnd_doorkey", "reinforce_rnd_maze"))
+STEPS = ("collect", "intrinsic_rewards", "advantages_and_returns", "update")  # of the loop in `train`
+COLUMNS = ("environments", *STEPS, "the rest")
+
+# ------------------------------------------------------------------------- inside the measured process
+
+
+class Parts:
+    """CPU and wall seconds spent in named parts of a program; time inside an inner part counts for that one."""
+
+    def __init__(self):
+        import torch
+
+        self.wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        self.inside = ["the rest"]
+        self.spent = {part: np.zeros(2) for part in COLUMNS}  # CPU and wall seconds
+        self.last = self.now()
+
+    def now(self) -> np.ndarray:
+        self.wait()
+        return np.array([cpu_seconds(), time.perf_counter()])
+
+    def tick(self) -> None:
+        """Adds the time since the last tick to the part that was going on."""
+        now = self.now()
+        self.spent[self.inside[-1]] = self.spent[self.inside[-1]] + now - self.last
+        self.last = now
+
+    def wrap(self, holder: object, function: str, part: str) -> None:
+        """Lets every call of holder.function count as that part. There must be such a function."""
+        inner = getattr(holder, function, None)
+        if inner is None:
+            sys.exit(f"{holder.__name__} has no {function}: there is nothing to measure")
+
+        def measured(*args, **kwargs):
+            self.tick()
+            self.inside.append(part)
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.tick()
+                self.inside.pop()
+
+        setattr(holder, function, measured)
 
 
 def cpu_seconds() -> float:
@@ -40,49 +89,94 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-class Parts:
-    """CPU and wall seconds spent in named parts of a program; a part inside another counts for the inner one."""
+def measure(path: pathlib.Path, flags: list[str]) -> None:
+    """Runs a training script in this process and prints one line of JSON: what its iterations cost, less the first."""
+    import torch
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self):
-        import torch
+    parts, marks = Parts(), []
+    add_scalar = SummaryWriter.add_scalar
 
-        self.wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-        self.cpu: dict[str, float] = {}
-        self.wall: dict[str, float] = {}
-        self.active = False
+    def note(self, tag, value, step=None, *args, **kwargs):
+        add_scalar(self, tag, value, step, *args, **kwargs)
+        if tag == "charts/SPS":  # all scripts log it once a line of the log, and the peer
+            parts.tick()
+            marks.append((step, dict(parts.spent)))
 
-    @contextlib.contextmanager
-    def part(self, name: str):
-        if self.active:
-            yield
-            return
-        self.active = True
-        self.wait()
-        cpu, wall = cpu_seconds(), time.perf_counter()
-        try:
-            yield
-        finally:
-            self.wait()
-            self.cpu[name] = self.cpu.get(name, 0) + cpu_seconds() - cpu
-            self.wall[name] = self.wall.get(name, 0) + time.perf_counter() - wall
-            self.active = False
+    SummaryWriter.add_scalar = note
+    every_step = "--every-step" in flags
+    flags = [flag for flag in flags if flag != "--every-step"]
+    sys.argv, alone = [str(path), *flags], None
+    sys.path.insert(0, str(path.parent))
+    if "\nimport gym\n" in path.read_text():  # the peer
+        stand_in_for_gym()
+        runpy.run_path(str(path), run_name="__main__")
+    else:
+        script, made = importlib.import_module(path.stem), []
+        environments = next((x for name, x in vars(script).items() if name.endswith("Envs")), script)
+        if every_step:
+            see_every_step_anew(environments)
+        for step in STEPS:
+            parts.wrap(script, step, step)
+        parts.wrap(environments, "reset", "environments")
+        parts.wrap(environments, "step", "environments")
+        collect = script.collect
+        script.collect = lambda envs, *rest: (made or made.append(envs), collect(envs, *rest))[1]
+        if status := script.main():
+            sys.exit(status)
+        if silent := [name for name in COLUMNS if not parts.spent[name][0]]:
+            sys.exit(f"{path.stem} never called {', '.join(silent)}: what is measured is not what runs")
+        alone = emulator_alone(made[0])
+    if len(marks) < 2:
+        sys.exit("there were not two lines of the log: more steps are needed")
+    marks = marks[:: max(1, len(marks) // 20)]  # of the maze's many iterations, a dozen each time
+    costs = [sum(b[1].values()) - sum(a[1].values()) for a, b in itertools.pairwise(marks)]  # (CPU, wall) each
+    costs = [cost / (b[0] - a[0]) for cost, (a, b) in zip(costs, itertools.pairwise(marks), strict=True)]
+    (first, before), (last, after) = marks[0], marks[-1]
+    result = {
+        "cpu": [cost[0] for cost in costs],  # seconds a step
+        "wall": [cost[1] for cost in costs],
+        "parts": {part: ((after[part] - before[part]) / (last - first)).tolist() for part in COLUMNS},
+        "alone": alone,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "gpu": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0,
+    }
+    print("RESULT " + json.dumps(result))
 
-    def wrap(self, holder: object, attribute: str, name: str) -> None:
-        """Lets every call of holder.attribute count as part `name`."""
-        function = getattr(holder, attribute)
 
-        def measured(*args, **kwargs):
-            with self.part(name):
-                return function(*args, **kwargs)
+def emulator_alone(envs: object) -> float:
+    """CPU-seconds of a step of one environment with random actions."""
+    num_envs, rng = len(envs.done), np.random.default_rng(0)
+    actions = rng.integers(getattr(envs, "num_actions", 4), size=(1000, num_envs))
+    start, steps = cpu_seconds(), 0
+    while cpu_seconds() < start + 2:
+        if not hasattr(envs, "num_actions") and steps % 500 == 0:  # the maze has no auto-reset
+            envs.reset()
+        envs.step(actions[steps % len(actions)])
+        steps += 1
+    return (cpu_seconds() - start) / steps / num_envs
 
-        setattr(holder, attribute, measured)
+
+def see_every_step_anew(environments: type) -> None:
+    """No view passes for one that was seen before, so the networks run at every step."""
+
+    class View(bytes):
+        __hash__, __eq__ = object.__hash__, object.__eq__
+
+    look = environments.look
+
+    def look_anew(self, *args):
+        result = look(self, *args)
+        self.views = [View(view) for view in self.views]
+        return result
+
+    environments.look = look_anew
 
 
 def stand_in_for_gym() -> None:
     """Lets a program written for gym 0.23 and EnvPool 0.6 run on today's EnvPool: 4-value steps, settable fields."""
     import envpool
     import gymnasium
-    import numpy as np
 
     class Wrapper:
         def __init__(self, env):
@@ -137,108 +231,33 @@ def stand_in_for_gym() -> None:
     sys.modules |= {"gym": gym, "gym.wrappers": wrappers, "gym.wrappers.normalize": normalize}
 
 
-def measure(path: str, steps: int, threads: int, flags: list[str]) -> None:
-    """Runs a training script in this process, prints one line of JSON: cost of its iterations but for the first."""
-    import torch
-    from torch.utils.tensorboard import SummaryWriter
+# ------------------------------------------------------------------------------------- what is measured
 
-    if threads:
-        torch.set_num_threads(threads)
-    parts, marks = Parts(), []
-    add_scalar = SummaryWriter.add_scalar
-
-    def note(self, tag, *args, **kwargs):
-        add_scalar(self, tag, *args, **kwargs)
-        if tag == "charts/SPS":  # both scripts log it once an iteration
-            parts.wait()
-            marks.append((cpu_seconds(), time.perf_counter(), dict(parts.cpu), dict(parts.wall)))
-
-    SummaryWriter.add_scalar = note
-    sys.argv = [path, *flags]
-    if pathlib.Path(path).resolve() in (SCRIPT, SND):
-        sys.path.insert(0, str(SCRIPT.parent))
-        script = importlib.import_module(pathlib.Path(path).stem)
-        parts.wrap(script.AtariEnvs, "step", "environments")
-        for name in ("features", "reward_filter"):
-            parts.wrap(script, name, "RND pass")
-        parts.wrap(script.RunningMoments, "update", "RND pass")
-        parts.wrap(script, "gae", "advantages")
-        parts.wrap(torch.Tensor, "backward", "update")
-        if hasattr(script, "target_loss"):
-            parts.wrap(script, "target_loss", "target forward")
-        parts.wrap(script, "ppo_loss", "update")
-        parts.wrap(script.torch.optim.Adam, "step", "update")
-        forward = script.Agent.forward
-
-        def measured_forward(self, obs):
-            with parts.part("update" if torch.is_grad_enabled() else "acting"):
-                return forward(self, obs)
-
-        script.Agent.forward = measured_forward
-        status = script.main()
-        if status:
-            sys.exit(status)
-    elif pathlib.Path(path).resolve() in (DOORKEY, MINIGRID):
-        measure_on_views(pathlib.Path(path).stem, parts)
-    else:
-        stand_in_for_gym()
-        runpy.run_path(path, run_name="__main__")
-    result = {"cpu_ms": [], "wall_ms": [], "parts_cpu_ms": {}, "parts_wall_ms": {}}
-    for before, after in itertools.pairwise(marks):
-        result["cpu_ms"].append((after[0] - before[0]) / steps * 1e3)
-        result["wall_ms"].append((after[1] - before[1]) * 1e3)
-    for key, index in (("parts_cpu_ms", 2), ("parts_wall_ms", 3)):
-        scale = 1e3 / (len(marks) - 1) / (steps if index == 2 else 1)
-        result[key] = {name: (marks[-1][index][name] - marks[0][index].get(name, 0)) * scale for name in parts.cpu}
-    result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    result["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-    print("RESULT " + json.dumps(result))
+Program = tuple[pathlib.Path, int, list]  # script, threads, flags
 
 
-def measure_on_views(name: str, parts: Parts) -> None:
-    """Runs a script for MiniGrid with the flags in sys.argv, its parts measured."""
-    import torch
-
-    sys.path.insert(0, str(SCRIPT.parent))
-    script = importlib.import_module(name)
-    if "--every-step" in sys.argv:  # no view is taken for one that was seen before: networks run at every step
-        sys.argv.remove("--every-step")
-
-        class Views(script.Views):
-            def add(self, views):
-                first = len(self.numbers)
-                self.numbers |= {(first + k, view): first + k for k, view in enumerate(views)}
-                return torch.arange(first, len(self.numbers))
-
-            def tensor(self, first=0):
-                data = bytearray(b"".join(view for _, view in list(self.numbers)[first:]))
-                return torch.frombuffer(data, dtype=torch.uint8).reshape(-1, 7, 7, 3)
-
-        script.Views = Views
-    parts.wrap(script.MiniGridEnvs, "step", "environments")
-    parts.wrap(script, "gae", "advantages")
-    parts.wrap(torch.Tensor, "backward", "backward")
-    for optimiser in (torch.optim.RMSprop, torch.optim.Adam):
-        parts.wrap(optimiser, "step", "optimiser")
-    forward, call = script.Agent.forward, torch.nn.Sequential.forward
-
-    def measured_forward(self, inputs):
-        with parts.part("forward, to learn" if torch.is_grad_enabled() else "acting"):
-            return forward(self, inputs)
-
-    def measured_call(self, inputs):
-        with parts.part("RND forward"):  # the agent's own are inside of the part above, and count there
-            return call(self, inputs)
-
-    script.Agent.forward, torch.nn.Sequential.forward = measured_forward, measured_call
-    status = script.main()
-    if status:
-        sys.exit(status)
+def atari_programs(args: argparse.Namespace) -> dict[str, Program]:
+    """ppo_rnd_atari.py, or the same and snd_atari.py, or the same and the peer."""
+    steps = args.num_envs * args.num_steps
+    common = ["--num-envs", args.num_envs, "--num-steps", args.num_steps, "--total-timesteps", args.iterations * steps]
+    ours = ["--env-id", "MontezumaRevenge", *common, "--warmup-rollouts", 1, "--checkpoint-interval", 1e6]
+    flags = {"fp32": (ATARI, ours), "bf16": (ATARI, [*ours, "--bf16"])}
+    if args.peer:
+        old = ["--env-id", "MontezumaRevenge-v5", *common, "--num-iterations-obs-norm-init", 1]
+        flags = {"peer": (args.peer.resolve(), old)} | flags
+    if args.snd:  # minibatches of 512, as in a rollout of full size
+        snd = [*ours, "--num-minibatches", max(1, steps // 512)]
+        flags |= {"snd-v": (SND, snd), "snd-v bf16": (SND, [*snd, "--bf16"])}
+        flags |= {"its control": (SND, [*snd, "--target-loss", "none"])}
+        flags |= {preset: (SND, [*snd, "--preset", preset]) for preset in ("snd-vic", "snd-std")}
+    if args.only:  # these are not run otherwise
+        flags |= {f"{name} compiled": (script, [*words, "--compile"]) for name, (script, words) in flags.items()}
+    return {name: (script, args.threads, words) for name, (script, words) in flags.items()}
 
 
-def doorkey_table(rounds: int) -> None:
-    """Frames a second of a2c_rnd_doorkey.py's whole training loop at 8x8, and where the time goes."""
-    every, wide = ["--every-step"], ["--num-envs", "128"]
+def doorkey_programs(_: argparse.Namespace) -> dict[str, Program]:
+    """a2c_rnd_doorkey.py at 8x8."""
+    every, wide = ["--every-step"], ["--num-envs", 128]
     rows = [  # name, threads, flags, environments
         ("notebook", 1, [], 32),
         ("notebook", 2, [], 32),
@@ -247,20 +266,20 @@ def doorkey_table(rounds: int) -> None:
         ("notebook", 1, wide, 128),
         ("notebook", 2, wide, 128),
         ("notebook, networks at every step", 1, [*wide, *every], 128),
-        ("notebook, no bonus", 1, [*wide, "--int-coef", "0"], 128),
-        ("tuned", 1, ["--preset", "tuned", "--num-steps", "16"], 64),
+        ("notebook, no bonus", 1, [*wide, "--int-coef", 0], 128),
+        ("tuned", 1, ["--preset", "tuned", "--num-steps", 16], 64),
     ]
-    programs = []
+    programs = {}
     for name, threads, flags, num_envs in rows:
         rollouts = 25600 // (16 * num_envs)  # in a line of the log
         common = ["--log-interval", rollouts, "--total-timesteps", 4 * rollouts * 16 * num_envs]
-        command = [DOORKEY, "--env-id", "DoorKey-8x8", "--solved-score", "None", *common, *flags]
-        programs.append((f"{name} | {num_envs}", threads, 25600, command))
-    frames_table(programs, rounds)
+        words = ["--env-id", "DoorKey-8x8", "--solved-score", "None", *common, *flags]
+        programs[f"{name}, {num_envs} environments, threads: {threads}"] = (DOORKEY, threads, words)
+    return programs
 
 
-def minigrid_table(rounds: int) -> None:
-    """Frames a second of ppo_rnd_minigrid.py's whole training loop, and where the time goes."""
+def minigrid_programs(_: argparse.Namespace) -> dict[str, Program]:
+    """ppo_rnd_minigrid.py."""
     rows = [  # name, threads, flags
         ("default", 1, []),
         ("default", 2, []),
@@ -273,141 +292,154 @@ def minigrid_table(rounds: int) -> None:
         ("--int-coef 0", 1, ["--int-coef", 0]),
         ("--int-coef 0", 2, ["--int-coef", 0]),
     ]
-    programs = []
-    for env_id in ("DoorKey-8x8", "KeyCorridorS3R3"):
-        for name, threads, flags in rows:
-            command = [
-                MINIGRID,
-                "--env-id",
-                env_id,
-                "--total-timesteps",
-                20 * 8192,
-                "--num-envs",
-                64,
-                "--num-steps",
-                128,
-            ]
-            programs.append((f"{env_id}, {name} | 64", threads, 8192, [*command, *flags]))
-    frames_table(programs, rounds)
+    size = ["--total-timesteps", 20 * 8192, "--num-envs", 64, "--num-steps", 128]
+    return {
+        f"{env_id}, {name}, threads: {threads}": (MINIGRID, threads, ["--env-id", env_id, *size, *flags])
+        for env_id in ("DoorKey-8x8", "KeyCorridorS3R3")
+        for name, threads, flags in rows
+    }
 
 
-def frames_table(programs: list[tuple[str, int, int, list]], rounds: int) -> None:
-    """Measures programs (name | environments, threads, frames between two lines of the log, command): a table."""
-    results: list[list[dict]] = [[] for _ in programs]
-    for _ in range(rounds):
-        for (name, threads, frames, program), found in zip(programs, results, strict=True):
-            front = ["--num-envs", 1, "--num-steps", frames, "--threads", threads, "--measure"]
-            with tempfile.TemporaryDirectory() as folder:
-                environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                words = [str(word) for word in (sys.executable, __file__, *front, *program)]
-                run = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
-            lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-            if not lines:
-                sys.exit(f"{name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
-            found.append(json.loads(lines[-1][7:]))
-            rate = 1e3 * frames / statistics.median(found[-1]["wall_ms"])
-            print(f"  {name}, {threads} threads: {rate:,.0f} frames/s", flush=True)
-    print("\n| settings | environments | threads | frames/s | CPU-us a frame | of these |\n|-|-|-|-|-|-|")
-    for (name, threads, frames, _), found in zip(programs, results, strict=True):
-        rate = 1e3 * frames / statistics.median([wall for run in found for wall in run["wall_ms"]])
-        cost = statistics.median([cost for run in found for cost in run["cpu_ms"]]) * 1e3
-        parts = {
-            part: statistics.median([run["parts_cpu_ms"][part] for run in found]) for part in found[0]["parts_cpu_ms"]
-        }
-        text = ", ".join(f"{part} {1e3 * value:.1f}" for part, value in parts.items())
-        print(f"| {name} | {threads} | {rate:,.0f} | {cost:.1f} | {text} |")
+def maze_programs(_: argparse.Namespace) -> dict[str, Program]:
+    """reinforce_rnd_maze.py, a third of its episodes."""
+    common = ["--total-episodes", 1000]
+    return {f"goal {goal}": (MAZE, 1, ["--goal", goal, *common]) for goal in ("9-1", "9-6", "9-9")}
 
 
-def environments_alone(num_envs: int, steps: int) -> dict:
-    """A random agent in EnvPool: CPU-milliseconds per step, steps per second of wall time."""
-    import numpy as np
+def run(name: str, program: Program) -> dict:
+    """Measures a program in a process of its own."""
+    script, threads, flags = program
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [str(word) for word in (sys.executable, __file__, "--measure", script, *flags)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+        )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        sys.exit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1][7:])
 
-    sys.path.insert(0, str(SCRIPT.parent))
-    import ppo_rnd_atari as script
 
-    envs = script.AtariEnvs("MontezumaRevenge-v5", num_envs, list(range(num_envs)), script.Args())
-    envs.reset()
-    actions = np.random.default_rng(0).integers(envs.num_actions, size=(steps, num_envs))
-    for row in actions[:20]:
-        envs.step(row)
-    cpu, wall = cpu_seconds(), time.perf_counter()
-    for row in actions:
-        envs.step(row)
-    cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-    return {"cpu_ms": cpu / actions.size * 1e3, "steps_per_second": actions.size / wall}
+def print_tables(results: dict[str, list[dict]]) -> None:
+    """Medians of all iterations: what they cost, and where the time goes."""
+    costs = {name: [x for one in runs for x in one["cpu"]] for name, runs in results.items()}
+    medians = {name: statistics.median(values) for name, values in costs.items()}
+    unit, scale = ("ms", 1e3) if max(medians.values()) > 5e-4 else ("us", 1e6)
+    print(f"\n| program | CPU-{unit} a step | least to most | steps/s | peak memory GB | GPU memory GB |")
+    print("|-|-|-|-|-|-|")
+    for name, runs in results.items():
+        rate = 1 / statistics.median([x for one in runs for x in one["wall"]])
+        memory = f"{max(one['memory'] for one in runs):.2f} | {max(one['gpu'] for one in runs):.2f}"
+        least, most = min(costs[name]) * scale, max(costs[name]) * scale
+        print(f"| {name} | {medians[name] * scale:.2f} | {least:.2f} to {most:.2f} | {rate:,.0f} | {memory} |")
+    for name in medians:
+        if "peer" in medians and name != "peer":
+            print(f"{name}: the peer costs {medians['peer'] / medians[name]:.2f} times as much")
+    kinds = ["CPU", "wall"] if any(one["gpu"] for runs in results.values() for one in runs) else ["CPU"]
+    for index, kind in enumerate(kinds):
+        head = [f"{kind}-{unit} a step, and its share", "collect: environments", "collect: policy", *COLUMNS[2:]]
+        print(f"\n| {' | '.join(head)} | emulator alone, CPU |\n{'|-' * (len(head) + 1)}|")
+        for name, runs in results.items():
+            if runs[0]["alone"]:
+                parts = [statistics.median([one["parts"][part][index] for one in runs]) * scale for part in COLUMNS]
+                cells = [f"{x:.3f}, {100 * x / sum(parts):.1f} %" for x in parts]
+                alone = statistics.median([one["alone"] for one in runs]) * scale
+                print(f"| {name} | {' | '.join(cells)} | {alone:.3f} |")
+
+
+# ---------------------------------------------------------------------------------------- two checkouts
+
+
+def cost_of_run(script: pathlib.Path, flags: list[str]) -> tuple[float, float]:
+    """Runs a script. Returns CPU-seconds and peak memory in MB of its process and that process's children."""
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/output", "w+") as output:
+        words = [sys.executable, str(script), *flags, "--runs-dir", folder]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with subprocess.Popen(words, cwd=folder, stdout=output, stderr=subprocess.STDOUT) as process:
+            _, status, usage = os.wait4(process.pid, 0)  # RUSAGE_CHILDREN has the peak of all children so far
+            process.returncode = os.waitstatus_to_exitcode(status)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if process.returncode:
+            output.seek(0)
+            sys.exit(f"{' '.join(words)} failed:\n{output.read()[-2000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu, usage.ru_maxrss * 1024 / 1e6
+
+
+def compare(args: argparse.Namespace, flags: list[str]) -> None:
+    """Prints what a step costs here and in the other checkout, round by round, and the ratios."""
+    scripts = {"other": args.compare.resolve() / args.script.name, "this": ROOT / args.script.name}
+    unit = args.num_envs * args.num_steps
+    counts = [unit, (1 + args.iterations) * unit]  # the start costs the same in both and drops out
+    size = ["--num-envs", str(args.num_envs), "--num-steps", str(args.num_steps)]
+    length, what = "--total-timesteps", "step"
+    if args.script.stem == MAZE.stem:
+        counts, size, length, what = [100, 100 + 100 * args.iterations], [], "--total-episodes", "episode"
+    os.environ["OMP_NUM_THREADS"] = str(args.threads or os.cpu_count())
+    flags = [*size, *flags]
+    print(f"{args.script.name} {' '.join(flags)}: {counts[0]} and {counts[1]} {what}s, {args.threads} threads")
+    costs = {name: [] for name in scripts}  # CPU-ms a step
+    memory = {name: [] for name in scripts}  # MB
+    for k in range(args.rounds):
+        for name in [*scripts][:: 1 if k % 2 else -1]:  # who goes first changes
+            short, long = (cost_of_run(scripts[name], [*flags, length, str(count)]) for count in counts)
+            costs[name].append((long[0] - short[0]) / (counts[1] - counts[0]) * 1e3)
+            memory[name].append(long[1])
+        ratios = " and ".join(f"{x['this'][-1] / x['other'][-1]:.3f}" for x in (costs, memory))
+        here, there = costs["this"][-1], costs["other"][-1]
+        print(f"  round {k + 1}: {here:.4f} CPU-ms a {what} here, {there:.4f} there; ratios {ratios}", flush=True)
+    print("\n| median | this checkout | the other | ratio | of the rounds |\n|-|-|-|-|-|")
+    for row, both in ((f"CPU-ms a {what}", costs), ("peak memory, MB", memory)):
+        ratios = [a / b for a, b in zip(both["this"], both["other"], strict=True)]
+        here, there = statistics.median(both["this"]), statistics.median(both["other"])
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"| {row} | {here:.4g} | {there:.4g} | {statistics.median(ratios):.3f} | {spread} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="CleanRL's ppo_rnd_envpool.py, to run in between")
-    parser.add_argument("--num-envs", type=int, default=128)
-    parser.add_argument("--num-steps", type=int, default=16)
-    parser.add_argument("--iterations", type=int, default=4, help="per process; the first is not counted")
+    parser.add_argument("--peer", type=pathlib.Path, help="CleanRL's ppo_rnd_envpool.py, to run in between")
+    parser.add_argument(
+        "--compare", type=pathlib.Path, help="another checkout, to run its script in turn with this one's"
+    )
+    parser.add_argument("--script", type=pathlib.Path, help="with flags after --: the script to measure")
+    parser.add_argument("--num-envs", type=int, default=128, help="on Atari, and with --compare")
+    parser.add_argument("--num-steps", type=int, default=16, help="on Atari, and with --compare")
+    parser.add_argument("--iterations", type=int, default=4, help="per process on Atari; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2, help="times that each line is measured, in turn")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 0: as PyTorch has it")
-    parser.add_argument("--only", choices=["peer", "fp32", "bf16", "fp32 compiled", "bf16 compiled"], nargs="+")
-    parser.add_argument("--doorkey", action="store_true", help="a2c_rnd_doorkey.py instead, at 8x8")
-    parser.add_argument("--minigrid", action="store_true", help="ppo_rnd_minigrid.py instead")
+    parser.add_argument(
+        "--only", nargs="+", help="the lines of these names alone; of Atari also 'fp32 compiled' and so on"
+    )
+    groups: dict[str, Callable] = {"doorkey": doorkey_programs, "minigrid": minigrid_programs, "maze": maze_programs}
+    for group, programs in groups.items():
+        parser.add_argument(f"--{group}", action="store_true", help=programs.__doc__)
     parser.add_argument("--snd", action="store_true", help="snd_atari.py's presets too")
-    parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    steps = args.num_envs * args.num_steps
-    if args.measure:
-        return measure(args.measure[0], steps, args.threads, args.measure[1:])
-
-    if args.doorkey:
-        return doorkey_table(args.rounds)
-    if args.minigrid:
-        return minigrid_table(args.rounds)
-    alone = environments_alone(args.num_envs, 200)
-    print(f"environments alone: {alone['cpu_ms']:.3f} CPU-ms a step, {alone['steps_per_second']:,.0f} steps/s")
-    common = ["--num-envs", args.num_envs, "--num-steps", args.num_steps, "--total-timesteps", args.iterations * steps]
-    ours = [SCRIPT, "--env-id", "MontezumaRevenge", *common, "--warmup-rollouts", 1, "--checkpoint-interval", 1e6]
-    peers = [args.peer, "--env-id", "MontezumaRevenge-v5", *common, "--num-iterations-obs-norm-init", 1]
-    programs = {"peer": peers} if args.peer else {}
-    programs |= {"fp32": ours, "bf16": [*ours, "--bf16"]}
-    if args.snd:  # minibatches of 512, as in a rollout of full size
-        snd = [SND, *ours[1:], "--num-minibatches", max(1, steps // 512)]
-        programs |= {"snd-v": snd, "snd-v bf16": [*snd, "--bf16"], "its control": [*snd, "--target-loss", "none"]}
-        programs |= {preset: [*snd, "--preset", preset] for preset in ("snd-vic", "snd-std")}
-    if args.only:
-        programs |= {"fp32 compiled": [*ours, "--compile"], "bf16 compiled": [*ours, "--bf16", "--compile"]}
-        programs = {name: programs[name] for name in args.only}
-    results: dict[str, list[dict]] = {name: [] for name in programs}
+    words = sys.argv[1:]
+    if words[:1] == ["--measure"]:
+        return measure(pathlib.Path(words[1]), words[2:])
+    cut = words.index("--") if "--" in words else len(words)
+    args, flags = parser.parse_args(words[:cut]), words[cut + 1 :]
+    if args.compare:
+        args.script = args.script or ATARI
+        return compare(args, flags)
+    if args.script:
+        programs = {args.script.name: (args.script.resolve(), args.threads, flags)}
+    else:
+        group = next((group for group in groups if vars(args)[group]), None)
+        programs = (groups[group] if group else atari_programs)(args)
+    if unknown := set(args.only or ()) - programs.keys():
+        parser.error(f"--only: there is no {', '.join(unknown)}; there are {'; '.join(programs)}")
+    results: dict[str, list[dict]] = {name: [] for name in programs if name in (args.only or programs)}
     for _ in range(args.rounds):
-        for name, command in programs.items():
-            front = [sys.executable, __file__, "--num-envs", args.num_envs, "--num-steps", args.num_steps]
-            front += ["--threads", args.threads, "--measure"]
-            with tempfile.TemporaryDirectory() as folder:
-                words = [
-                    str(pathlib.Path(w).resolve() if w in (SCRIPT, SND, args.peer) else w) for w in front + command
-                ]
-                run = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-            lines = [line for line in run.stdout.splitlines() if line.startswith("RESULT ")]
-            if not lines:
-                sys.exit(f"{name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}")
-            results[name].append(json.loads(lines[-1][7:]))
-            cost, wall = (statistics.median(results[name][-1][key]) for key in ("cpu_ms", "wall_ms"))
-            peak = results[name][-1]["peak_gb"]
-            print(f"  {name}: {cost:.2f} CPU-ms a step, {steps / wall * 1e3:,.0f} steps/s, {peak:.2f} GB", flush=True)
-
-    print(f"\n{args.num_envs} environments x {args.num_steps} steps, {args.threads} threads, medians of all iterations")
-    print("| program | CPU-ms a step | least to most | steps/s | peak memory GB | GPU memory GB |\n|-|-|-|-|-|-|")
-    medians = {}
-    for name, runs in results.items():
-        costs = [cost for run in runs for cost in run["cpu_ms"]]
-        rate = steps / statistics.median([wall for run in runs for wall in run["wall_ms"]]) * 1e3
-        medians[name] = statistics.median(costs)
-        memory = f"{max(run['peak_gb'] for run in runs):.2f} | {max(run['gpu_gb'] for run in runs):.2f}"
-        print(f"| {name} | {medians[name]:.2f} | {min(costs):.2f} to {max(costs):.2f} | {rate:,.0f} | {memory} |")
-    for name in medians:
-        if "peer" in medians and name != "peer":
-            print(f"{name}: the peer costs {medians['peer'] / medians[name]:.2f} times as much")
-    for name, runs in results.items():
-        for key, unit in (("parts_cpu_ms", "CPU-ms a step"), ("parts_wall_ms", "wall ms an iteration")):
-            if runs[-1][key]:
-                parts = {part: statistics.median([run[key][part] for run in runs]) for part in runs[-1][key]}
-                print(f"{name}, {unit}: " + ", ".join(f"{part} {value:.3f}" for part, value in parts.items()))
+        for name, found in results.items():
+            found.append(run(name, programs[name]))
+            cost, wall = (statistics.median(found[-1][key]) for key in ("cpu", "wall"))
+            print(f"  {name}: {cost * 1e3:.4g} CPU-ms a step, {1 / wall:,.0f} steps/s", flush=True)
+    print_tables(results)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,101 @@
-"""What the tests of all scripts have in common."""
+"""What the tests of several scripts have in common.
 
+Running a script:      run_script, start_script, wait_for; call_main, train_here (in this process)
+Reading what it left:  only_run, read_scalars, assert_same
+Playing along:         spy, float64, AtariPool, frame_numbers, PlainAdam, plain_moments, plain_filter, play_both
+"""
+
+import contextlib
+import itertools
+import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+CPU = torch.device("cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the scripts that tests start: pytest itself has a process a core
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
 def leave_no_trace():
-    """Signal handlers and the thread count that a test has changed are put back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads = torch.get_num_threads()
+    """Signal handlers, the hook of threads and the thread count that a test has changed are put back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    threads, hook = torch.get_num_threads(), threading.excepthook
     yield
     torch.set_num_threads(threads)
+    threading.excepthook = hook
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------------------------------ Running a script
 
 
 def run_script(script: str, *flags: object, cwd: pathlib.Path, **kwargs) -> subprocess.CompletedProcess:
     """Runs a script of this project as a user does, in folder `cwd`."""
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, **kwargs)
+    return subprocess.run(command, **{"cwd": cwd, "capture_output": True, "text": True, "timeout": 300} | kwargs)
+
+
+@contextlib.contextmanager
+def start_script(script: str, *flags: object, cwd: pathlib.Path, **kwargs):
+    """The same, going on while the test does something. It is in a process group of its own, and killed at the end."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **{"cwd": cwd} | pipes | kwargs) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(condition: Callable, seconds: float = 60) -> object:
+    """What condition() returns as soon as that is something; an error after so many seconds."""
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit, f"nothing within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def call_main(script, capsys, *flags: object) -> tuple[int, str, str]:
+    """main() of a script that has been imported: exit status, what it wrote to stdout, what to stderr."""
+    capsys.readouterr()
+    try:
+        status = script.main([*map(str, flags)])
+    except SystemExit as stop:  # by the parser of flags
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+def train_here(script, args, folder: pathlib.Path, path=None, saved=None, status: int = 0) -> pathlib.Path:
+    """Trains in this process, on the CPU; the run's folder, which is the only one in `folder`."""
+    args.runs_dir = str(folder)
+    assert script.train(args, CPU, path, saved) == status
+    (run_dir,) = folder.iterdir()
+    return run_dir
+
+
+# ------------------------------------------------------------------------------------------ Reading what it left
+
+
+def only_run(cwd: pathlib.Path) -> pathlib.Path:
+    """The one run in `cwd`/runs."""
+    (run_dir,) = (cwd / "runs").iterdir()
+    return run_dir
 
 
 def read_scalars(run_dir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
@@ -34,3 +103,205 @@ def read_scalars(run_dir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same(a: object, b: object, but: Iterable[str] = (), where: str = "") -> None:
+    """Equal bit for bit, all the way down, except for what keys in `but` lead to; NaN equals NaN."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - set(but):
+            assert_same(a[key], b[key], but, f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, but, f"{where}/{k}")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), f"{where}: {a} and {b}"
+
+
+# ------------------------------------------------------------------------------------------------ Playing along
+
+
+def spy(function: Callable, calls: list) -> Callable:
+    """`function`, with (arguments, result) of every call appended to `calls`; arrays among the arguments as copies."""
+    copies = {torch.Tensor: torch.clone, np.ndarray: np.copy}
+
+    def wrapped(*args, **kwargs):
+        kept = [copies.get(type(x), lambda x: x)(x) for x in args]
+        calls.append((kept, function(*args, **kwargs)))
+        return calls[-1][1]
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def float64():
+    """Inside, a script computes in float64: two ways to the same number then differ by 1e-12 and not by 1e-5."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+class AtariPool:
+    """EnvPool's interface with scripted episodes. Each frame carries a number of its own in its first four pixels.
+
+    Environment i plays episodes of length 5 + i; every second one is truncated. Rewards are 3 on each 4th step and -2
+    on each 5th. AtariPool.log is of the one made last.
+    """
+
+    num_actions = 6
+
+    def __init__(self, env_id: str, num_envs: int, img_height: int = 84, **_):
+        self.num_envs, self.size = num_envs, img_height
+        self.action_space = SimpleNamespace(n=self.num_actions)
+        self.time, self.episode, self.shown = np.zeros(num_envs, int), np.zeros(num_envs, int), 0
+        self.done = np.zeros(num_envs, bool)
+        self.log = AtariPool.log = []  # of each step: frame (N, size, size), valid, reward, done (N,)
+
+    def frames(self) -> np.ndarray:
+        shape = (self.num_envs, 4, self.size, self.size)
+        obs = np.random.default_rng(self.shown).integers(0, 256, shape, np.uint8)
+        obs[:, 3, 0, :4] = np.arange(self.shown, self.shown + self.num_envs, dtype=np.uint32)[:, None].view(np.uint8)
+        self.shown += self.num_envs
+        return obs
+
+    def reset(self):
+        return self.frames(), {}
+
+    def step(self, actions):
+        n, reset = self.num_envs, self.done.copy()
+        self.time = np.where(reset, 0, self.time + 1)
+        self.episode += reset
+        ends = ~reset & (self.time == 5 + np.arange(n))
+        truncated = ends & (self.episode % 2 == 1)
+        rewards = np.where(self.time % 4 == 0, 3.0, np.where(self.time % 5 == 0, -2.0, 0.0)) * ~reset
+        ram = np.zeros((n, 128), np.uint8)
+        ram[:, 3] = np.where(reset, 99, 1 + self.time // 3)  # 99: a room that only a reset step shows
+        self.done = ends
+        obs = self.frames()
+        info = {"ram": ram, "terminated": (ends & ~truncated).astype(np.int32)}
+        self.log.append({"frame": obs[:, 3].copy(), "valid": ~reset, "reward": rewards, "done": ends})
+        return obs, rewards.astype(np.float32), ends & ~truncated, truncated, info
+
+
+@pytest.fixture
+def atari_pool(monkeypatch):
+    """Lets a script that is imported build these instead of EnvPool's games."""
+    import envpool
+
+    monkeypatch.setattr(envpool, "make", AtariPool)
+
+
+def frame_numbers(frames: torch.Tensor | np.ndarray) -> list[int]:
+    """The numbers of AtariPool's frames (..., size, size)."""
+    return np.ascontiguousarray(np.asarray(frames)[..., 0, :4]).view(np.uint32).ravel().tolist()
+
+
+class PlainAdam:
+    """Adam (Kingma and Ba 2015, algorithm 1)."""
+
+    def __init__(self, parameters: Iterable[torch.Tensor], lr: float = 1e-4):
+        self.parameters, self.lr, self.steps = [*parameters], lr, 0
+        self.first, self.second = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, gradients: Iterable[torch.Tensor]) -> None:
+        self.steps += 1
+        for p, m, v, gradient in zip(self.parameters, self.first, self.second, gradients, strict=True):
+            m.copy_(0.9 * m + 0.1 * gradient)
+            v.copy_(0.999 * v + 0.001 * gradient**2)
+            p -= self.lr * (m / (1 - 0.9**self.steps)) / ((v / (1 - 0.999**self.steps)).sqrt() + 1e-8)
+
+
+def plain_moments(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean, variance and count of `rows`, each (B, *shape); the start counts as 1e-4 rows of mean 0 and variance 1."""
+    data = np.concatenate([*rows]).astype(np.float64)
+    count = len(data) + 1e-4
+    mean = data.sum(0) / count
+    return mean, ((data**2).sum(0) + 1e-4) / count - mean**2, count
+
+
+def plain_filter(rewards: np.ndarray, valid: np.ndarray, gamma: float, state: np.ndarray) -> np.ndarray:
+    """F(t) = gamma * F(t-1) + r(t) (T, N), each environment by itself, over its valid steps."""
+    filtered = np.zeros(rewards.shape)
+    for env in range(rewards.shape[1]):
+        f = float(state[env])
+        for t in range(len(rewards)):
+            if valid[t, env]:
+                f = gamma * f + float(rewards[t, env])
+            filtered[t, env] = f
+    return filtered
+
+
+def layouts(size: int):
+    """Every DoorKey of this size without its agent: (column of the wall, row of the door, cell of the key)."""
+    for wall in range(2, size - 2):
+        for door in range(1, size - 2):
+            for key in itertools.product(range(1, wall), range(1, size - 1)):
+                yield wall, door, key
+
+
+def doorkey(size: int, layout: tuple, position: tuple[int, int], direction: int):
+    """The minigrid package's environment with this very grid."""
+    import gymnasium as gym
+    from minigrid.core.world_object import Door, Goal, Key
+
+    env = gym.make(f"MiniGrid-DoorKey-{size}x{size}-v0").unwrapped
+    env.reset(seed=0)
+    wall, door, key = layout
+    env.grid = type(env.grid)(size, size)
+    env.grid.wall_rect(0, 0, size, size)
+    env.grid.vert_wall(wall, 0)
+    env.grid.set(size - 2, size - 2, Goal())
+    env.grid.set(wall, door, Door("yellow", is_locked=True))
+    env.grid.set(*key, Key("yellow"))
+    env.agent_pos, env.agent_dir, env.carrying, env.step_count = position, direction, None, 0
+    return env
+
+
+def play_both(size: int, actions: np.ndarray, seed: int) -> dict[str, int]:
+    """Whole DoorKey episodes in EnvPool, one copy; the minigrid package plays along on every grid that fits.
+
+    Returns how often things were seen that must have been the same in both.
+    """
+    import envpool
+
+    pool = envpool.make(f"MiniGrid-DoorKey-{size}x{size}-v0", env_type="gymnasium", num_envs=1, seed=seed)
+    obs, info = pool.reset()
+    seen = {"episodes": 0, "steps": 0, "steps on the one grid left": 0, "keys": 0, "goals": 0}
+    fitting = None
+    for action in actions:
+        if fitting is None:  # an episode begins
+            position = tuple(int(x) for x in info["agent_pos"][0])
+            grids = [x for x in layouts(size) if x[2] != position and position[0] < x[0]]
+            fitting = [doorkey(size, x, position, direction) for x in grids for direction in range(4)]
+            fitting = [env for env in fitting if (env.gen_obs()["image"] == obs["image"][0]).all()]
+            assert fitting, "no grid looks like what EnvPool shows"
+        obs, reward, terminated, truncated, info = pool.step(np.array([action]))
+        left = []
+        for env in fitting:
+            other, other_reward, other_terminated, other_truncated, _ = env.step(action)
+            same = (other["image"] == obs["image"][0]).all() and abs(other_reward - reward[0]) < 1e-6
+            # success on the very last step is called truncated by EnvPool, both by the package
+            done = (other_terminated or other_truncated) == (terminated[0] or truncated[0])
+            if same and done:
+                left.append(env)
+        assert left, f"no grid fits any more, after {fitting[0].step_count} steps"
+        seen["steps"] += 1
+        seen["steps on the one grid left"] += len(fitting) == 1
+        seen["keys"] += any(env.carrying for env in left) and action == 3
+        seen["goals"] += reward[0] > 0
+        fitting = left
+        if terminated[0] or truncated[0]:
+            seen["episodes"] += 1
+            fitting = None
+            obs, reward, terminated, truncated, info = pool.step(np.array([action]))  # next-step auto-reset
+            assert reward[0] == 0 and not terminated[0] and not truncated[0]
+    return seen

@@ -1,7 +1,9 @@
-"""benchmark/plot.py and benchmark/sweep.py: the interval they draw, the tables they write, the runs they restart."""
+"""What the programs in benchmark/ draw, the tables they write, the runs they restart, and what they measure."""
 
+import argparse
 import csv
 import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import plot
+import sweep
+import throughput
 
 SWEEP = [sys.executable, str(ROOT / "benchmark" / "sweep.py")]
 
@@ -55,7 +59,7 @@ def test_curves_of_different_lengths_meet_on_one_grid():
 
 
 def test_table_of_runs_and_back(tmp_path):
-    folder = make_run(tmp_path / "Game-v5__ppo_rnd_atari__7__2026-01-02_03-04-05", [0.5, 1.5, 2.5, 3.5])
+    folder = make_run(tmp_path / "Game-v5__ppo_rnd_atari__7__20260102-030405-123456", [0.5, 1.5, 2.5, 3.5])
     run = plot.from_folder(folder)
     assert (run.setting, run.seed, run.steps.tolist()) == ("Game-v5, ppo_rnd_atari", 7, [100, 200, 300, 400])
     assert run.frames().tolist() == [400, 800, 1200, 1600]
@@ -78,7 +82,7 @@ def test_table_of_runs_and_back(tmp_path):
 
 
 def test_settings_are_named_after_the_flags_that_differ(tmp_path):
-    stamp = "2026-01-02_03-04-0"
+    stamp = "2026-01-02_03-04-0"  # as old runs have it
     flags = [{"seed": 1, "lr": 0.1, "commit": "a"}, {"seed": 2, "lr": 0.1, "commit": "b"}, {"seed": 1, "lr": 0.2}]
     runs = [
         plot.from_folder(make_run(tmp_path / f"M__s__{f['seed']}__{stamp}{k}", [1], f)) for k, f in enumerate(flags)
@@ -113,14 +117,36 @@ def test_bad_sources_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsy
 def test_plot_draws_runs_and_their_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [make_run(tmp_path / f"M__s__{seed}__2026-01-02_03-04-05", [seed, 2, 3]) for seed in (1, 2)]
-    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, runs), "--scalars", "charts/score", "--out", "new/folder/a"])
+    flags = ["--scalars", "charts/score", "charts/episodic_return", "other", "--out", "new/folder/a"]
+    writer = SummaryWriter(str(runs[0]))
+    writer.add_scalar("other", 2.5, 100)
+    writer.close()
+    panels = []
+    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, runs), *flags])
+    monkeypatch.setattr(plot, "draw", lambda panel, *a, draw=plot.draw: (draw(panel, *a), panels.append(panel)))
     plot.main()
+    named = [(panel.get_title(), panel.get_ylabel()) for panel in panels]
+    assert named == [plot.NAMES["charts/score"], plot.NAMES["charts/episodic_return"], ("other", "other")]
+    assert all(tick % 1 == 0 for tick in panels[1].get_yticks())  # its values are whole numbers
     monkeypatch.setattr(
         sys, "argv", ["plot.py", "new/folder/a.csv", "--scalars", "charts/score", "--x", "hours", "--out", "b"]
     )
     plot.main()
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("new/folder/a.png", "b.png"))
     assert not (tmp_path / "b.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "label"),
+    [([1], "1 seed"), ([1, 2], "2 seeds"), ([1, 1], "2 runs of 1 seed"), ([1, 1, 2], "3 runs of 2 seeds")],
+)
+def test_a_legend_tells_runs_from_seeds(seeds, label):
+    x = np.array([0, 1])
+    runs = [plot.Run(f"run {k}", "A", seed, x, x / 1.0, {"a": x / 1.0}) for k, seed in enumerate(seeds)]
+    panel = plot.plt.figure().subplots()
+    plot.draw(panel, runs, "a", "steps", every_seed=False)
+    assert panel.get_legend_handles_labels()[1] == [f"A ({label})"]
+    plot.plt.close()
 
 
 # a script that logs four points, waits at the third until it is told to go on, and stops at a signal as ours do
@@ -154,7 +180,8 @@ sys.exit(143 if stop else 0)
 def test_sweep_goes_on_where_it_was_stopped_and_repeats_nothing(tmp_path):
     (tmp_path / "stub.py").write_text(STUB)
     command = [*SWEEP, "stub.py", "--out", "new/out", "--seeds", "1", "2", "--jobs", "2", "--settings", "", "--add 10"]
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]  # as a shell does with what it starts with &
+    first = subprocess.Popen([*ignoring, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while len([*tmp_path.rglob("events.*")]) < 2:  # the first two runs are waiting in the middle
         time.sleep(0.1)
     time.sleep(1)
@@ -189,3 +216,114 @@ def test_sweep_reports_what_failed_and_runs_the_rest(tmp_path):
     assert [run.setting for run in plot.from_csv(tmp_path / "out.csv")] == ["--add 1"]
     wrong = subprocess.run([*SWEEP, "none.py", "--out", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and "there is no none.py" in wrong.stderr
+
+
+def test_sweep_starts_anew_what_cannot_be_resumed(tmp_path, monkeypatch):
+    """The maze has no --resume. What an interrupted run has left does not get into the results."""
+    script = tmp_path / "stub.py"
+    script.write_text(STUB.replace('"--resume", ', "").replace("a.resume", "None"))
+    (tmp_path / "go").touch()
+    monkeypatch.chdir(tmp_path)
+    job = sweep.Job("default", [], 1)
+    folder = sweep.folder_of(tmp_path / "runs", script, job.flags, job.seed)
+    make_run(folder / "M__s__1__y", [100.0])
+    (folder / "M__s__1__y" / "latest.pt").write_text("1 0 2")
+    found = []
+    assert not sweep.run_all(
+        *(script, [job], tmp_path / "runs", 1, 1),
+        measure=lambda job, folder, line: plot.from_folder(folder).scalars["charts/score"].tolist(),
+        note=lambda job, scores: found.append(scores),
+    )
+    assert found == [[2, 3, 4, 5]]
+
+
+def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
+    script = tmp_path / "stub.py"
+    script.write_text(STUB)
+    (tmp_path / "go").touch()
+    rows = {"first": ([], 2), "second, +10": (["--add", "10"], 1), "broken": (["--break", "1"], 1)}
+    args = argparse.Namespace(
+        out=tmp_path / "new/t", runs_dir=tmp_path / "runs", rows=["first", "sec"], seeds=None, jobs=2
+    )
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/t.csv").write_text("row,seed,score,curve\nfirst,1,0.5,100:0.25 200:0.5\n")
+    monkeypatch.chdir(tmp_path)
+
+    def measure(job, folder):
+        steps, scores = plot.curve(plot.from_folder(folder), "charts/score", "steps")
+        return {"score": scores[-1], "curve": sweep.curve_cell(steps, scores, 1)}
+
+    lines, status = sweep.fill_table(script, rows, args, measure, tell=lambda line: f"score {line['score']}")
+    assert not status and {(line["row"], line["seed"], line["score"]) for line in lines} == {
+        *(("first", "1", "0.5"), ("first", "2", "6.0"), ("second, +10", "1", "15.0"))
+    }
+    (_, (x, y)) = sweep.curves_of(lines, "first", unit=2)
+    assert x.tolist() == [0.5, 1, 1.5, 2] and y.tolist() == [3, 4, 5, 6]
+    args.rows = [""]
+    monkeypatch.setattr(sweep, "folder_of", lambda *a, of=sweep.folder_of: of(tmp_path / "other", *a[1:]))
+    again, status = sweep.fill_table(script, rows, args, measure, tell=str)
+    assert (
+        status == 1 and again == lines and len([*(tmp_path / "other").rglob("output.txt")]) == 1
+    )  # the broken one alone
+
+
+def test_spread_of_a_column():
+    assert sweep.spread(["3e6", "1e6", "2e6"], ".1f", 1e6) == "1.0 / 2.0 / 3.0"
+    assert sweep.spread(["5", ""], ",.0f") == "5 (1 of 2)"
+    assert sweep.spread(["", ""], ".1f", none="never") == "never" and sweep.spread([], ".1f") == ""
+
+
+def test_throughput_counts_the_inner_part_and_knows_its_names():
+    parts = throughput.Parts()
+
+    class Script:
+        def outer():
+            work()
+            Script.inner()
+
+        def inner():
+            work()
+
+    def work():
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+
+    parts.wrap(Script, "outer", "collect")
+    parts.wrap(Script, "inner", "environments")
+    Script.outer()
+    cpu = {part: spent[0] for part, spent in parts.spent.items()}
+    assert 0.04 < cpu["collect"] < 0.09 and 0.04 < cpu["environments"] < 0.09 and cpu["update"] == 0
+    with pytest.raises(SystemExit, match="Script has no intrinsic_rewards"):
+        parts.wrap(Script, "intrinsic_rewards", "intrinsic_rewards")
+
+
+def test_throughput_measures_every_step_of_a_real_loop(tmp_path, monkeypatch):
+    """The shares of a script's loop add up to what an iteration costs; a script without such a loop is refused."""
+    (one,) = throughput.maze_programs(None).keys() & {"goal 9-1"}
+    script, threads, _ = throughput.maze_programs(None)[one]
+    result = throughput.run(one, (script, threads, ["--total-episodes", 200]))
+    total = sum(cost for cost, _ in result["parts"].values())
+    assert all(cost > 0 for cost, _ in result["parts"].values()) and 0 < result["alone"] < total
+    assert min(result["cpu"]) <= total <= max(result["cpu"]) and 0.1 < result["memory"] < 4
+    (tmp_path / "stub.py").write_text("def collect(): pass\nclass MyEnvs: pass\n")
+    with pytest.raises(SystemExit, match="stub has no intrinsic_rewards"):
+        throughput.run("stub", (tmp_path / "stub.py", 1, []))
+
+
+def test_throughput_compares_two_checkouts(tmp_path):
+    """A script that costs twice as much and takes 200 MB more; what both cost at the start drops out."""
+    work = "import sys, time\nn = int(sys.argv[sys.argv.index('--total-timesteps') + 1])\n"
+    work += "held = bytearray(b'x') * int({} * 2**20)\nend = time.process_time() + 0.1 + n * {}\n"
+    work += "while time.process_time() < end: pass\n"
+    for name, cost in (("this", (200, 0.02)), ("other", (0, 0.01))):
+        (tmp_path / name / "benchmark").mkdir(parents=True)
+        (tmp_path / name / "s.py").write_text(work.format(*cost))
+    program = shutil.copy(throughput.__file__, tmp_path / "this" / "benchmark")
+    flags = ["--num-envs", "2", "--num-steps", "1", "--iterations", "4", "--rounds", "2", "--threads", "1"]
+    flags += ["--script", "s.py", "--compare", str(tmp_path / "other")]
+    words = [sys.executable, program, *flags, "--", "--seed", "1"]
+    out = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
+    cost, memory = (line.split(" | ") for line in out.splitlines()[-2:])
+    assert "s.py --num-envs 2 --num-steps 1 --seed 1: 2 and 10 steps" in out
+    assert 1.8 < float(cost[3]) < 2.2 and 140 < float(memory[1]) - float(memory[2]) < 210

@@ -4,6 +4,7 @@ import ast
 import collections
 import importlib.metadata
 import importlib.util
+import pathlib
 import re
 import subprocess
 import sys
@@ -15,9 +16,16 @@ from conftest import ROOT
 
 SCRIPTS = sorted(ROOT.glob("*.py"))
 TITLES = [
-    *("Arguments", "Environment", "Networks", "Normalisers and returns", "Checkpoints, logs and signals", "Training"),
-    *("Evaluation and video", "Entry point"),
+    *("Environment", "Networks", "Normalisers, returns and losses", "The steps of the algorithm", "Training"),
+    "Machinery (the same text in every script that needs it; skip it on a first reading)",
+    *("Evaluation", "Entry point"),
 ]
+SAME = [
+    *("Console", "MiniGridEnvs", "RunError", "UserError", "all_ranks", "average_gradients", "explained_variance"),
+    *("forward", "gae", "handler", "init_layer", "join_ranks", "load_checkpoint", "masked_mean", "normalise"),
+    *("predictor_subset", "reading", "reward_filter", "sum_over_ranks", "to_tensor"),
+]
+SAME_WITH_OR_WITHOUT_RANKS = ["EpisodeStats", "Progress", "RunningMoments", "film", "main", "resolve_env_id"]
 
 
 def needs(source: str) -> set[str]:
@@ -48,12 +56,36 @@ def test_header_says_what_the_script_needs_as_requirements_do(path):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_sections_have_the_same_titles_in_the_same_order(path):
-    rule = "# " + "-" * 118
-    lines = path.read_text().splitlines()
-    titles = [lines[k + 1].removeprefix("# ") for k in range(len(lines) - 2) if lines[k] == lines[k + 2] == rule]
-    if "torch.distributed" in path.read_text():
-        titles.remove("Ranks")
-    assert [title.replace("pictures", "video") for title in titles] == TITLES  # the maze makes pictures, no videos
+    assert re.findall(r"(?m)^# -{4,} (.+)$", path.read_text()) == TITLES
+
+
+def blocks(path: pathlib.Path) -> dict[str, str]:
+    """The text of every function and class at the top of a script, with its decorators and comments."""
+    source = path.read_text()
+    tops = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    first = [min([node.lineno, *(d.lineno for d in node.decorator_list)]) for node in tops]
+    lines = source.splitlines()
+    return {node.name: "\n".join(lines[k - 1 : node.end_lineno]) for node, k in zip(tops, first, strict=True)}
+
+
+def test_what_does_the_same_is_the_same_text():
+    """Machinery and mathematics that scripts share; of some of it there is a form with ranks and one without."""
+    all_blocks = {path.stem: blocks(path) for path in SCRIPTS}
+    ranks = {name: "sum_over_ranks" in found for name, found in all_blocks.items()}
+    for block in SAME:
+        texts = {name: found[block] for name, found in all_blocks.items() if block in found}
+        assert len(texts) > 1 and len({*texts.values()}) == 1, f"{block} differs in {', '.join(texts)}"
+    for block in SAME_WITH_OR_WITHOUT_RANKS:
+        for knows in (True, False):
+            names = [name for name in all_blocks if ranks[name] == knows and name != "reinforce_rnd_maze"]
+            texts = {name: all_blocks[name][block] for name in names}
+            assert len({*texts.values()}) == 1, f"{block} differs in {', '.join(names)}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_train_fits_on_a_screen_and_lines_are_short(path):
+    assert blocks(path)["train"].count("\n") + 1 <= 60
+    assert sum(len(line) > 110 for line in path.read_text().splitlines()) <= 40
 
 
 def test_the_readme_s_bonus_of_one_s_own(tmp_path):

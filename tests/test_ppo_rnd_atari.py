@@ -1,48 +1,60 @@
-"""ppo_rnd_atari.py: its numbers against independent computations, and its promises to the user."""
+"""ppo_rnd_atari.py: its numbers against independent computations, and its promises to the user.
+
+What all scripts promise alike (signals, the console, checkpoints that are damaged) is in test_faults.py.
+"""
 
 import dataclasses
 import importlib.metadata
 import os
 import pathlib
-import random
-import resource
-import signal
-import subprocess
-import sys
-import time
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, read_scalars, run_script
+from conftest import (
+    CPU,
+    ROOT,
+    AtariPool,
+    PlainAdam,
+    assert_same,
+    call_main,
+    float64,
+    frame_numbers,
+    only_run,
+    plain_filter,
+    plain_moments,
+    read_scalars,
+    run_script,
+    spy,
+    train_here,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ppo_rnd_atari as script
 
-CPU = torch.device("cpu")
-SMALL = ["--num-envs", 4, "--num-steps", 16, "--warmup-rollouts", 1]  # 64 steps a rollout
+T, N = 16, 4  # of most runs here
+MONTEZUMA = "MontezumaRevenge-v5"
 
 
 def small_args(**changes) -> script.Args:
-    values = {"num_envs": 4, "num_steps": 16, "total_timesteps": 64, "warmup_rollouts": 1, "checkpoint_interval": 1e6}
-    return script.Args(**(values | changes))
+    """Two minibatches and one pass over each rollout of 64 steps."""
+    values = {"env_id": MONTEZUMA, "num_envs": N, "num_steps": T, "num_minibatches": 2, "update_epochs": 1}
+    return script.Args(**values | {"warmup_rollouts": 1, "total_timesteps": 64, "checkpoint_interval": 1e6} | changes)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Normalisers and returns
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- Normalisers, returns and losses
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
 @pytest.mark.parametrize("shape", [(), (3, 5)])
 def test_running_moments_equal_numpy(batch_size, shape):
     rng = np.random.default_rng(0)
-    moments = script.RunningMoments(shape, CPU)
-    kept = []
+    moments, kept = script.RunningMoments(shape, CPU), []
     for k in range(40):
         batch = rng.normal(100 * k, 1 + k, (batch_size, *shape))
         valid = rng.random(batch_size) < 0.7
@@ -50,11 +62,7 @@ def test_running_moments_equal_numpy(batch_size, shape):
             valid[:] = False  # a step on which every environment was reset
         moments.update(torch.from_numpy(batch), torch.from_numpy(valid))
         kept.append(batch[valid])
-    data = np.concatenate(kept)
-    # the start counts as 1e-4 samples of mean 0 and variance 1
-    count = len(data) + 1e-4
-    mean = data.sum(0) / count
-    var = ((data**2).sum(0) + 1e-4) / count - mean**2
+    mean, var, count = plain_moments(kept)
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-9)
     np.testing.assert_allclose(moments.var, var, rtol=1e-9)
     np.testing.assert_allclose(moments.count, count, rtol=1e-12)
@@ -102,22 +110,15 @@ def random_rollout(T, N, seed):
 
 
 def test_reward_filter_equals_a_double_loop():
-    T, N, gamma = 23, 5, 0.9
-    rewards, _, state, _, valid = random_rollout(T, N, 0)
-    expected = np.zeros((T, N))
-    for env in range(N):  # each environment by itself, over time
-        f = state[env]
-        for t in range(T):
-            if valid[t, env]:
-                f = gamma * f + rewards[t, env]
-            expected[t, env] = f
-    tensors = [torch.from_numpy(x) for x in (rewards, valid)]
-    filtered, last = script.reward_filter(*tensors, gamma, torch.from_numpy(state))
+    rewards, _, state, _, valid = random_rollout(23, 5, 0)
+    expected = plain_filter(rewards, valid, 0.9, state)
+    state, tensors = torch.from_numpy(state), [torch.from_numpy(x) for x in (rewards, valid)]
+    filtered, last = script.reward_filter(*tensors, 0.9, state)
     np.testing.assert_allclose(filtered, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(last, expected[-1], rtol=1e-5, atol=1e-6)
     # in two rollouts, the state carried on, it is the same
-    first, between = script.reward_filter(tensors[0][:10], tensors[1][:10], gamma, torch.from_numpy(state))
-    second, _ = script.reward_filter(tensors[0][10:], tensors[1][10:], gamma, between)
+    first, between = script.reward_filter(tensors[0][:10], tensors[1][:10], 0.9, state)
+    second, _ = script.reward_filter(tensors[0][10:], tensors[1][10:], 0.9, between)
     torch.testing.assert_close(torch.cat([first, second]), filtered)
 
 
@@ -161,38 +162,71 @@ def test_a_reset_step_changes_nothing_whatever_it_holds():
         assert (before[~tensors[4]] == 0).all()
 
 
-@pytest.mark.parametrize("clip_vloss", [False, True])
-def test_ppo_loss_equals_a_loop_over_samples(clip_vloss):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"int_episodic": True},
+        {"single_head": True},
+        {"int_coef": 0.0},
+        {"ext_coef": 0.0},
+        {"int_coef": 0.3, "ext_coef": 0.7, "gamma": 0.8, "int_gamma": 0.6, "gae_lambda": 0.5},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_advantages_and_returns_equal_their_definition(changes):
+    args = small_args(**changes)
+    H = 1 if args.single_head else 2
+    r_ext, v_int, last_int, dones, valid = random_rollout(T, N, 3)
+    r_int, v_ext, last_ext, _, _ = random_rollout(T, N, 4)
+    values = np.stack([np.vstack([v_int, [last_int]]), np.vstack([v_ext, [last_ext]])][-H:], -1)  # (T+1, N, H)
+    rollout = script.empty_rollout(T, N, H, CPU)
+    tensors = {"values": values, "rewards": r_ext, "dones": dones, "valid": valid}
+    rollout = rollout._replace(**{key: torch.from_numpy(x) for key, x in tensors.items()})
+    advantages, returns = script.advantages_and_returns(rollout, torch.from_numpy(r_int), args)
+    if args.single_head:
+        streams = [(args.int_coef * r_int + args.ext_coef * r_ext, dones, args.gamma, 1)]
+    else:
+        ends = dones if args.int_episodic else np.zeros_like(dones)
+        streams = [(r_int, ends, args.int_gamma, args.int_coef), (r_ext, dones, args.gamma, args.ext_coef)]
+    total = np.zeros((T, N))
+    for head, (r, ends, gamma, coef) in enumerate(streams):
+        v = values[..., head]
+        a = advantages_by_definition(r, v[:-1], v[-1], ends, valid, gamma, args.gae_lambda)
+        np.testing.assert_allclose(returns[..., head], a + v[:-1], rtol=1e-4, atol=1e-5)
+        total += coef * a
+    np.testing.assert_allclose(advantages, total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("H", [1, 2])
+def test_ppo_loss_equals_a_loop_over_samples(H):
     rng = np.random.default_rng(0)
     B, A = 50, 6
-    logits, values = rng.normal(size=(B, A)), rng.normal(size=(B, 2))
+    logits, values = rng.normal(size=(B, A)), rng.normal(size=(B, H))
     actions, valid = rng.integers(A, size=B), rng.random(B) < 0.8
     old_logprobs, advantages = rng.normal(-1.8, 0.2, B), rng.normal(size=B)
-    old_values, returns = values + rng.normal(0, 0.2, (B, 2)), rng.normal(size=(B, 2))
-    args = script.Args(clip_vloss=clip_vloss)
-    policy, entropy, value, kl, clipped = [], [], [[], []], [], []
+    returns = rng.normal(size=(B, H))
+    args = script.Args(single_head=H == 1, vf_coef=0.7, clip_coef=0.15, ent_coef=0.02)
+    policy, entropy, value, kl, clipped = [], [], [[] for _ in range(H)], [], []
     for i in np.flatnonzero(valid):
         p = np.exp(logits[i]) / np.exp(logits[i]).sum()
         ratio = p[actions[i]] / np.exp(old_logprobs[i])
-        policy.append(-min(ratio * advantages[i], np.clip(ratio, 0.9, 1.1) * advantages[i]))
+        policy.append(-min(ratio * advantages[i], np.clip(ratio, 0.85, 1.15) * advantages[i]))
         entropy.append(-(p * np.log(p)).sum())
         kl.append(ratio - 1 - np.log(ratio))
-        clipped.append(abs(ratio - 1) > 0.1)
-        for head in range(2):
-            error = (values[i, head] - returns[i, head]) ** 2
-            if clip_vloss:
-                near = old_values[i, head] + np.clip(values[i, head] - old_values[i, head], -0.1, 0.1)
-                error = max(error, (near - returns[i, head]) ** 2)
-            value[head].append(0.5 * error)
+        clipped.append(abs(ratio - 1) > 0.15)
+        for head in range(H):
+            value[head].append(0.5 * (values[i, head] - returns[i, head]) ** 2)
     batch = {"actions": actions, "logprobs": old_logprobs, "advantages": advantages, "valid": valid}
-    batch |= {"values": old_values, "returns": returns}
+    batch["returns"] = returns
     batch = {key: torch.from_numpy(x) for key, x in batch.items()}
     loss, metrics = script.ppo_loss(torch.from_numpy(logits), torch.from_numpy(values), batch, args)
-    value_loss = np.mean(value[0]) + np.mean(value[1])
-    np.testing.assert_allclose(loss, np.mean(policy) + value_loss - 0.001 * np.mean(entropy), rtol=1e-6)
+    value_loss = sum(np.mean(head) for head in value)
+    np.testing.assert_allclose(loss, np.mean(policy) + 0.7 * value_loss - 0.02 * np.mean(entropy), rtol=1e-6)
     expected = {"policy_loss": np.mean(policy), "value_loss": value_loss, "entropy": np.mean(entropy)}
     expected |= {"approx_kl": np.mean(kl), "clipfrac": np.mean(clipped)}
-    expected |= {"value_loss_int": np.mean(value[0]), "value_loss_ext": np.mean(value[1])}
+    if H == 2:
+        expected |= {"value_loss_int": np.mean(value[0]), "value_loss_ext": np.mean(value[1])}
     assert metrics.keys() == expected.keys()
     for key, x in expected.items():
         np.testing.assert_allclose(metrics[key], x, rtol=1e-6, err_msg=key)
@@ -201,7 +235,7 @@ def test_ppo_loss_equals_a_loop_over_samples(clip_vloss):
 def test_a_stream_that_is_turned_off_trains_no_value_head():
     batch = {key: torch.rand(9) for key in ("logprobs", "advantages")}
     batch |= {"actions": torch.zeros(9, dtype=torch.int64), "valid": torch.ones(9, dtype=torch.bool)}
-    batch |= {"values": torch.rand(9, 2), "returns": torch.rand(9, 2)}
+    batch["returns"] = torch.rand(9, 2)
     values = torch.rand(9, 2, requires_grad=True)
     script.ppo_loss(torch.rand(9, 3), values, batch, script.Args(int_coef=0))[0].backward()
     assert (values.grad[:, 0] == 0).all() and (values.grad[:, 1] != 0).all()
@@ -218,9 +252,7 @@ def test_small_statistics():
     np.testing.assert_allclose(script.explained_variance(values, returns, valid[None]), expected, rtol=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Networks
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------- Networks
 
 
 def lean_agent(p: dict, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -330,9 +362,7 @@ def test_novelty_is_the_mean_squared_error_in_pieces_of_any_size():
     assert script.novelty(rnd, wide).shape == (2, 1500)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Environment
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ Environment
 
 
 @settings(max_examples=200, deadline=None)
@@ -362,6 +392,8 @@ def test_every_game_of_the_resolver_is_one_of_envpool_s():
         ("Ventur", "did you mean Venture-v5"),
         ("MiniGrid-DoorKey-8x8-v0", "this script plays Atari games"),
         ("MontezumaRevengeNoFrameskip-v4", "did you mean MontezumaRevenge-v5"),
+        ("PongNoFrameskip-v4", "did you mean Pong-v5"),
+        ("ALE/Pong-ram-v5", "did you mean Pong-v5"),
         ("", "this script plays Atari games"),
     ],
 )
@@ -371,7 +403,7 @@ def test_a_wrong_name_gets_a_hint(name, hint):
 
 
 def test_constants_read_back_from_envpool():
-    envs = script.AtariEnvs("MontezumaRevenge-v5", 2, [1, 2], script.Args())
+    envs = script.AtariEnvs(small_args(num_envs=2), [1, 2])
     config = envs.pool.spec.config
     expected = {"stack_num": 4, "frame_skip": 4, "max_episode_steps": 4500, "repeat_action_probability": 0.25}
     expected |= {"episodic_life": False, "use_fire_reset": False, "noop_max": 1, "reward_clip": False}
@@ -384,20 +416,19 @@ def test_constants_read_back_from_envpool():
 
 
 def test_an_episode_ends_at_the_step_limit_and_the_step_after_is_no_experience():
-    envs = script.AtariEnvs("MontezumaRevenge-v5", 2, [1, 2], small_args(max_episode_steps=10))
+    envs = script.AtariEnvs(small_args(num_envs=2, max_episode_steps=10), [1, 2])
     envs.reset()
     flags = [envs.step(np.zeros(2, int))[2:] for _ in range(23)]
     dones, valid = (np.array([step[i][0] for step in flags]) for i in (0, 1))
     assert np.flatnonzero(dones).tolist() == [9, 20]
     assert np.flatnonzero(~valid).tolist() == [10, 21]
-    assert envs.episodes == [(0.0, 10)] * 4  # two environments, two episodes each, the reset steps not counted
+    assert envs.stats.episodes == [(0.0, 10)] * 4  # two environments, two episodes each, the reset steps not counted
 
 
 @pytest.mark.parametrize("game", ["MontezumaRevenge-v5", "Pitfall-v5", "Venture-v5"])
 def test_ale_py_shows_what_envpool_shows(game):
-    args = script.Args(sticky_actions=0.0)
-    envs = script.AtariEnvs(game, 1, [3], args)
-    env = script.make_evaluation_env(game, args)
+    args = script.Args(env_id=game, num_envs=1, sticky_actions=0.0)
+    envs, env = script.AtariEnvs(args, [3]), script.make_evaluation_env(args)
     ours, (theirs, _) = envs.reset(), env.reset(seed=0)
     np.testing.assert_array_equal(ours[0], theirs)
     rng = np.random.default_rng(0)
@@ -414,242 +445,122 @@ def test_ale_py_shows_what_envpool_shows(game):
     assert env.render().shape == (210, 160, 3)
 
 
-class FakePool:
-    """EnvPool's interface with scripted episodes. Each frame carries a number of its own in its first four pixels.
-
-    Environment i plays episodes of length 5 + i; every second one is truncated. Rewards are 3 on each 4th step.
-    """
-
-    def __init__(self, num_envs: int, lost_lives: bool = False):
-        self.num_envs, self.lost_lives = num_envs, lost_lives
-        self.action_space = type("Space", (), {"n": 6})()
-        self.time, self.episode, self.shown = np.zeros(num_envs, int), np.zeros(num_envs, int), 0
-        self.done = np.zeros(num_envs, bool)
-        self.log: list[dict] = []
-
-    def frames(self) -> np.ndarray:
-        obs = np.random.default_rng(self.shown).integers(0, 256, (self.num_envs, 4, 84, 84)).astype(np.uint8)
-        for i in range(self.num_envs):
-            obs[i, 3, 0, :4] = np.array([self.shown + i], np.uint32).view(np.uint8)
-        self.shown += self.num_envs
-        return obs
-
-    def reset(self):
-        return self.frames(), {}
-
-    def step(self, actions):
-        n, reset = self.num_envs, self.done.copy()
-        self.time = np.where(reset, 0, self.time + 1)
-        self.episode += reset
-        ends = ~reset & (self.time == 5 + np.arange(n))
-        truncated = ends & (self.episode % 2 == 1)
-        lost = self.lost_lives & ends & (self.episode % 3 == 0)
-        rewards = np.where(~reset & (self.time % 4 == 0), 3.0, 0.0).astype(np.float32)
-        ram = np.zeros((n, 128), np.uint8)
-        ram[:, 3] = np.where(reset, 99, 1 + self.time // 3)  # 99: a room that only a reset step shows
-        self.done = ends
-        obs = self.frames()
-        info = {"ram": ram, "terminated": (ends & ~truncated & ~lost).astype(np.int32)}
-        self.log.append({"frame": obs[:, 3].copy(), "valid": ~reset, "reward": rewards, "done": ends})
-        return obs, rewards, ends & ~truncated, truncated, info
-
-
-@pytest.fixture
-def fake_pool(monkeypatch):
-    """Lets the script build fake environments; returns the list of those built."""
-    built = []
-
-    def make(env_id, num_envs, **_):
-        built.append(FakePool(num_envs))
-        return built[-1]
-
-    monkeypatch.setattr(script.envpool, "make", make)
-    return built
-
-
-def test_statistics_and_rooms_leave_reset_steps_out(fake_pool):
-    envs = script.AtariEnvs("MontezumaRevenge-v5", 2, [0, 1], script.Args())
+def test_statistics_and_rooms_leave_reset_steps_out(atari_pool):
+    envs = script.AtariEnvs(small_args(num_envs=2), [0, 1])
     envs.reset()
     rewards = [envs.step(np.zeros(2, int))[1] for _ in range(14)]
-    assert set(np.concatenate(rewards).tolist()) == {0.0, 1.0}  # signs
-    # environment 0: episodes of 5 steps, ended, then truncated; environment 1: of 6 steps; unclipped rewards of 3
-    assert sorted(envs.episodes) == [(3.0, 5), (3.0, 5), (3.0, 6), (3.0, 6)]
-    assert envs.visited == {1, 2, 3} and 99 not in envs.visited
-    assert envs.rooms_best == 3
-    assert list(envs.recent) == [3.0] * 4
+    assert set(np.concatenate(rewards).tolist()) == {-1.0, 0.0, 1.0}  # signs
+    # environment 0: episodes of 5 steps, ended, then truncated; environment 1: of 6 steps; unclipped: 3 - 2
+    stats = envs.stats
+    assert sorted(stats.episodes) == [(1.0, 5), (1.0, 5), (1.0, 6), (1.0, 6)]
+    assert stats.visited == {1, 2, 3} and 99 not in stats.visited and stats.rooms_best == 3
+    scalars = stats.scalars(14)
+    assert scalars == {
+        "rnd/rooms_visited": 3,
+        "rnd/rooms_best_episode": 3,
+        "charts/episodic_return": 1.0,
+        "charts/episodic_length": 5.5,
+    }
+    assert list(stats.recent) == [1.0] * 4 and stats.episodes == []
+    other = script.EpisodeStats(2)
+    other.load_state_dict(stats.state_dict())
+    assert other.state_dict() == stats.state_dict() and str(other) == str(stats) == "return 1.0, rooms 3 (best 3)"
+    assert "charts/episodic_return" not in stats.scalars(15)
 
 
-def test_a_lost_life_ends_the_stream_but_not_the_score(fake_pool):
-    envs = script.AtariEnvs("MontezumaRevenge-v5", 1, [0], script.Args(episodic_life=True))
-    envs.pool.lost_lives = True
-    envs.reset()
-    dones = [envs.step(np.zeros(1, int))[2][0] for _ in range(12)]
-    assert np.flatnonzero(dones).tolist() == [4, 10]
-    assert envs.episodes == [(6.0, 10)]  # both lives, without the reset step between them
+# --------------------------------------------------------------------------------- The steps of the algorithm
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Training
-# ----------------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run of two iterations on AtariPool in float64, with what went through its functions."""
+    with pytest.MonkeyPatch.context() as patch, float64():
+        patch.setattr(script.envpool, "make", AtariPool)
+        patch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, steps := []))
+        patch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
+        states, log = [], script.Run.log
+
+        def spy_log(run, *args):
+            parts = {name: run.learner[name].state_dict() for name in ("agent", "rnd")}
+            states.append({f"{name}.{k}": x.clone() for name, part in parts.items() for k, x in part.items()})
+            log(run, *args)
+
+        patch.setattr(script.Run, "log", spy_log)
+        args = small_args(update_epochs=3, update_proportion=1.0, total_timesteps=2 * T * N)
+        run_dir = train_here(script, args, tmp_path_factory.mktemp("watched"))
+    acted = [call[0][1] for call in forwards if len(call[0][1]) == N]  # (N, 4, 84, 84); updates have larger batches
+    return SimpleNamespace(args=args, states=states, scalars=read_scalars(run_dir), steps=steps, acted=acted)
 
 
-def train(args: script.Args, tmp_path: pathlib.Path, path=None, saved=None) -> pathlib.Path:
-    """Trains in this process; returns the run's folder."""
-    args.runs_dir = str(tmp_path)
-    assert script.train(args, "MontezumaRevenge-v5", CPU, path, saved) == 0
-    return next(tmp_path.glob("*/latest.pt")).parent
+def test_the_policy_acts_on_what_the_environments_showed_last(watched):
+    shown, expected = [call[1][0] for call in watched.steps], []
+    for k in (1, 2):  # 16 steps each, after 16 of warm-up
+        expected += shown[T * k - 1 : T * (k + 1)]
+        expected += shown[T * (k + 1) - 1 :][:1] * 1  # once more for the largest logit
+    assert len(watched.acted) == len(expected) == 2 * (T + 2)
+    assert all(np.array_equal(a, b) for a, b in zip(watched.acted, expected, strict=True))
 
 
-def frame_numbers(frames: torch.Tensor | np.ndarray) -> list[int]:
-    frames = np.ascontiguousarray(np.asarray(frames)[:, 0, :4])
-    return frames.view(np.uint32).ravel().tolist()
+def test_target_never_changes_and_everything_else_does(watched):
+    torch.manual_seed(watched.args.seed)
+    with float64():
+        agent, rnd = script.Agent(6, 2), script.RND(N, CPU)
+    for key, part in (("agent", agent), ("rnd", rnd)):
+        for name, before in part.state_dict().items():
+            assert torch.equal(before, watched.states[-1][f"{key}.{name}"]) == name.startswith("target"), name
 
 
-def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts(fake_pool, tmp_path, monkeypatch):
-    rewarded, raw, learned, moments = [], [], [], []
-    novelty, whiten, update = script.novelty, script.whiten, script.RunningMoments.update
-    busy = []  # whiten is also called inside features
-
-    def spy_novelty(rnd, frames):
-        rewarded.append(frames.clone())
-        raw.append(novelty(rnd, frames))
-        return raw[-1]
-
-    def spy_features(*args, function=script.features):
-        busy.append(1)
-        result = function(*args)
-        busy.pop()
-        return result
-
-    def spy_whiten(frames, obs_rms):
-        if not busy:
-            learned.extend(frame_numbers(frames))
-        return whiten(frames, obs_rms)
-
-    def spy_update(self, batch, valid):
-        if self.mean.ndim == 2:
-            moments.extend(frame_numbers(batch[valid]))
-        return update(self, batch, valid)
-
-    monkeypatch.setattr(script, "novelty", spy_novelty)
-    monkeypatch.setattr(script, "features", spy_features)
-    monkeypatch.setattr(script, "whiten", spy_whiten)
-    monkeypatch.setattr(script.RunningMoments, "update", spy_update)
-    T, N = 16, 4
-    args = small_args(update_proportion=0.5, update_epochs=6, total_timesteps=3 * T * N)
-    run_dir = train(args, tmp_path)
-
-    log = fake_pool[0].log
-    warmup, training = log[:T], log[T:]
-    assert len(training) == 3 * T
-    numbers = [frame_numbers(step["frame"][step["valid"]]) for step in log]
-    assert moments == list(chain(*numbers))  # warm-up and training: each frame once, none of a reset step
-    valid_numbers = set(chain(*numbers[T:]))
-    reset_numbers = set(chain(*(frame_numbers(step["frame"][~step["valid"]]) for step in training)))
-    assert reset_numbers
-    seen = [frame_numbers(frames[t]) for frames in rewarded for t in range(T)]
-    assert seen == [frame_numbers(step["frame"]) for step in training]
-    assert not set(learned) & reset_numbers
-    assert set(learned) <= valid_numbers and len(set(learned)) > 0.9 * len(valid_numbers)
-    assert len(learned) == 3 * 6 * T * N // 2
-
-    # the moments of the frames as numpy has them, and those of the filtered return over valid steps alone
-    state = torch.load(run_dir / "latest.pt", weights_only=True)["rnd"]
-    data = np.concatenate([step["frame"][step["valid"]] for step in log]).astype(float)
-    np.testing.assert_allclose(state["obs_rms.mean"], data.sum(0) / (len(data) + 1e-4), rtol=1e-9)
-    np.testing.assert_allclose(state["obs_rms.count"], len(data) + 1e-4)
-    np.testing.assert_allclose(state["return_rms.count"], sum(step["valid"].sum() for step in training) + 1e-4)
-    assert len(warmup) == T
-
-    # the filter's state: over all three rollouts, for each environment by itself, whatever episodes ended
-    expected = np.zeros(N)
-    for rewards, step in zip(torch.cat(raw).numpy(), training, strict=True):
-        expected = np.where(step["valid"], 0.99 * expected + rewards, expected)
-    np.testing.assert_allclose(state["filtered"], expected, rtol=1e-5)
+def plain_white(frames: np.ndarray, mean: np.ndarray, var: np.ndarray, _count: float) -> torch.Tensor:
+    return torch.from_numpy(np.clip((frames - mean) / np.sqrt(var), -5, 5))[:, None]
 
 
-def test_the_policy_acts_on_what_the_environments_showed_last(fake_pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
-    monkeypatch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, steps := []))
-    train(small_args(total_timesteps=3 * 64, update_epochs=1), tmp_path)
-    acted = [call[0][1] for call in forwards if len(call[0][1]) == 4]  # (N, 4, 84, 84); updates have larger batches
-    shown = [call[1][0] for call in steps]
-    expected = []
-    for rollout in range(3):  # 16 steps each, after 16 of warm-up, and once more for the value of what follows
-        expected += shown[16 * (rollout + 1) - 1 : 16 * (rollout + 2)]
-    assert len(acted) == len(expected) == 3 * 17
-    assert all(np.array_equal(a, b) for a, b in zip(acted, expected, strict=True))
-
-
-def test_one_iteration_equals_a_plain_transcription_of_the_reference(fake_pool, tmp_path, monkeypatch):
-    T, N, M, epochs = 16, 4, 2, 3
-    args = small_args(num_minibatches=M, update_epochs=epochs, update_proportion=1.0)
-    probabilities = []
-    monkeypatch.setattr(script, "reward_filter", spy(script.reward_filter, probabilities))
-    monkeypatch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, steps := []))
-    monkeypatch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
-    run_dir = train(args, tmp_path)
-    state = torch.load(run_dir / "latest.pt", weights_only=True)
-    scalars = {tag: values[0][1] for tag, values in read_scalars(run_dir).items()}
-
-    # the same weights, the same rollout
-    torch.manual_seed(args.seed)
+@float64()
+def test_two_iterations_equal_a_plain_transcription_of_the_reference(watched):
+    """Every network at every step, every sum over samples, Adam by its paper; the target sees the new statistics."""
+    torch.manual_seed(watched.args.seed)
     agent, rnd = script.Agent(6, 2), script.RND(N, CPU)
     p = {f"agent.{k}": v.detach().clone().requires_grad_() for k, v in agent.named_parameters()}
     p |= {f"rnd.{k}": v.detach().clone().requires_grad_() for k, v in rnd.named_parameters() if "predictor" in k}
     target = {k: v for k, v in rnd.state_dict().items() if "target" in k}
     sub = lambda prefix: {k.removeprefix(prefix): v for k, v in p.items() if k.startswith(prefix)}  # noqa: E731
-    warmup, rollout = steps[:T], steps[T:]
-    obs = torch.stack([call[0][1] for call in forwards[: T + 1]])  # (T+1, N, 4, 84, 84)
-    actions = torch.from_numpy(np.stack([call[0][1] for call in rollout]))
-    rewards, dones, valid = (np.stack([call[1][i] for call in rollout]) for i in (1, 2, 3))
-    assert (~valid).any() and dones.any() and (rewards == 1).any()
+    adam = PlainAdam(p.values(), lr=1e-4)
+    frames_seen = [call[1][0][call[1][3]][:, 3] for call in watched.steps[:T]]  # of the warm-up
+    returns_seen, f = [], np.zeros(N)
 
-    # moments: over the warm-up, then over the rollout
-    def moments_of(frames):
-        data = np.concatenate(frames).astype(np.float64)
-        count = len(data) + 1e-4
-        mean = data.sum(0) / count
-        return mean, np.sqrt(((data**2).sum(0) + 1e-4) / count - mean**2)
+    for k in (0, 1):
+        scalars = {tag: values[k][1] for tag, values in watched.scalars.items() if len(values) == 2}
+        rollout = watched.steps[T * (k + 1) : T * (k + 2)]
+        obs = torch.stack(watched.acted[(T + 2) * k :][: T + 1])  # (T+1, N, 4, 84, 84)
+        actions = torch.from_numpy(np.stack([call[0][1] for call in rollout]))
+        rewards, dones, valid = (np.stack([call[1][i] for call in rollout]) for i in (1, 2, 3))
+        assert (~valid).any() and dones.any() and {-1, 1} <= set(rewards.flatten())
+        frames = [call[1][0][:, 3] for call in rollout]
 
-    def white(frames, mean, std):
-        return torch.from_numpy(np.clip((frames - mean.astype(np.float32)) / std.astype(np.float32), -5, 5))[:, None]
+        old = plain_moments(frames_seen)
+        frames_seen += [x[v] for x, v in zip(frames, valid, strict=True)]
+        new = plain_moments(frames_seen)
+        with torch.no_grad():
+            raw = []  # (T, N)
+            for x in (plain_white(x, *old) for x in frames):
+                error = lean_rnd(sub("rnd."), "predictor", x) - lean_rnd(target, "target", x)
+                raw.append(error.square().mean(1).numpy())
+            logits, values = zip(*(lean_agent(sub("agent."), obs[t]) for t in range(T + 1)), strict=True)
+            features = [lean_rnd(target, "target", plain_white(x, *new)) for x in frames]
+        filtered = plain_filter(np.stack(raw), valid, 0.99, f)
+        f = filtered[-1]
+        returns_seen.append(filtered[valid])
+        deviation = np.sqrt(plain_moments(returns_seen)[1])
+        intrinsic = np.stack(raw) / deviation
+        values = torch.stack(values).numpy()  # (T+1, N, 2)
+        no_end = np.zeros_like(dones)
+        adv_int = advantages_by_definition(intrinsic, values[:T, :, 0], values[T, :, 0], no_end, valid, 0.99, 0.95)
+        adv_ext = advantages_by_definition(rewards, values[:T, :, 1], values[T, :, 1], dones, valid, 0.999, 0.95)
+        advantages = torch.from_numpy(adv_int + 2 * adv_ext)
+        returns = torch.from_numpy(np.stack([adv_int, adv_ext], -1) + values[:T])
+        logprobs = torch.stack(logits)[:T].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 
-    old_frames = [call[1][0][call[1][3]][:, 3] for call in warmup]
-    new_frames = [call[1][0][:, 3] for call in rollout]
-    old, new = moments_of(old_frames), moments_of(old_frames + [f[v] for f, v in zip(new_frames, valid, strict=True)])
-    with torch.no_grad():
-        error = [
-            (lean_rnd(sub("rnd."), "predictor", x) - lean_rnd(target, "target", x)).square().mean(1).numpy()
-            for x in (white(frames.astype(np.float32), *old) for frames in new_frames)
-        ]
-        logits, values = zip(*(lean_agent(sub("agent."), obs[t]) for t in range(T + 1)), strict=True)
-    raw = np.stack(error)  # (T, N)
-    f, filtered = np.zeros(N), []
-    for t in range(T):
-        for env in range(N):
-            if valid[t, env]:
-                f[env] = 0.99 * f[env] + raw[t, env]
-                filtered.append(f[env])
-    filtered = np.array(filtered)
-    count = len(filtered) + 1e-4
-    mean = filtered.sum() / count
-    deviation = np.sqrt(((filtered**2).sum() + 1e-4) / count - mean**2)
-    intrinsic = raw / deviation
-    values = torch.stack(values).numpy()  # (T+1, N, 2)
-    no_end = np.zeros_like(dones)
-    adv_int = advantages_by_definition(intrinsic, values[:T, :, 0], values[T, :, 0], no_end, valid, 0.99, 0.95)
-    adv_ext = advantages_by_definition(rewards, values[:T, :, 1], values[T, :, 1], dones, valid, 0.999, 0.95)
-    advantages = torch.from_numpy(adv_int + 2 * adv_ext).float()
-    returns = torch.from_numpy(np.stack([adv_int, adv_ext], -1) + values[:T]).float()
-    logprobs = torch.stack(logits)[:T].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
-    with torch.no_grad():
-        features = [lean_rnd(target, "target", white(x.astype(np.float32), *new)) for x in new_frames]
-
-    m, v, losses = {k: torch.zeros_like(x) for k, x in p.items()}, {k: torch.zeros_like(x) for k, x in p.items()}, []
-    step = 0
-    for _ in range(epochs):
-        for block in np.split(np.arange(N), M):
+        losses = []
+        for block in np.split(np.arange(N), 2) * 3:  # two minibatches, three epochs
             entries = [(t, env) for t in range(T) for env in block if valid[t, env]]
             ts, es = (torch.tensor(x) for x in zip(*entries, strict=True))
             new_logits, new_values = lean_agent(sub("agent."), obs[ts, es])
@@ -659,157 +570,241 @@ def test_one_iteration_equals_a_plain_transcription_of_the_reference(fake_pool, 
             policy_loss = torch.max(-a * ratio, -a * ratio.clamp(0.9, 1.1)).mean()
             value_loss = sum(0.5 * (new_values[:, h] - returns[ts, es, h]).square().mean() for h in (0, 1))
             entropy = -(log_p.exp() * log_p).sum(-1).mean()
-            x = white(np.stack([new_frames[t][env] for t, env in entries]).astype(np.float32), *new)
+            x = plain_white(np.stack([frames[t][env] for t, env in entries]), *new)
             goal = torch.stack([features[t][env] for t, env in entries])
             distill = (lean_rnd(sub("rnd."), "predictor", x) - goal).square().mean(1).mean()
-            (policy_loss + value_loss - 0.001 * entropy + distill).backward()
-            losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill)])
-            step += 1
-            with torch.no_grad():
-                for k, w in p.items():  # Adam, Kingma and Ba (2015), algorithm 1
-                    m[k] = 0.9 * m[k] + 0.1 * w.grad
-                    v[k] = 0.999 * v[k] + 0.001 * w.grad**2
-                    w -= 1e-4 * (m[k] / (1 - 0.9**step)) / ((v[k] / (1 - 0.999**step)).sqrt() + 1e-8)
-                    w.grad = None
+            loss = policy_loss + value_loss - 0.001 * entropy + distill
+            adam.step(gradients := torch.autograd.grad(loss, [*p.values()]))
+            norm = torch.cat([x.flatten() for x in gradients]).norm()
+            losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill, norm)])
 
-    np.testing.assert_allclose(scalars["rnd/intrinsic_reward"], intrinsic[valid].mean(), rtol=1e-5)
-    np.testing.assert_allclose(scalars["rnd/intrinsic_return_std"], deviation, rtol=1e-5)
-    names = ("policy_loss", "value_loss", "entropy", "predictor_loss")
-    for name, expected in zip(names, np.mean(losses, axis=0), strict=True):
-        np.testing.assert_allclose(scalars[f"losses/{name}"], expected, rtol=2e-5, atol=1e-7, err_msg=name)
-    ours = {f"agent.{k}": x for k, x in state["agent"].items()} | {f"rnd.{k}": x for k, x in state["rnd"].items()}
-    for k, w in p.items():
-        distance = (ours[k] - w.detach()).norm() / w.detach().norm()
-        assert distance < 1e-5 or (ours[k] - w.detach()).abs().max() < 1e-6, (k, float(distance))
+        np.testing.assert_allclose(scalars["rnd/intrinsic_reward"], intrinsic[valid].mean(), rtol=1e-6)
+        np.testing.assert_allclose(scalars["rnd/intrinsic_return_std"], deviation, rtol=1e-6)
+        names = ("policy_loss", "value_loss", "entropy", "predictor_loss", "grad_norm")
+        for name, expected in zip(names, np.mean(losses, axis=0), strict=True):
+            np.testing.assert_allclose(scalars[f"losses/{name}"], expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+        ours = watched.states[k]
+        np.testing.assert_allclose(ours["rnd.filtered"], f, rtol=1e-9)
+        for name, w in p.items():  # a step of Adam is about 1e-4
+            torch.testing.assert_close(ours[name], w.detach(), rtol=1e-9, atol=1e-10)
 
 
-def spy(function, calls: list):
-    """`function`, with (arguments, result) of every call appended to `calls`."""
+def test_predictor_learns_from_exactly_what_was_rewarded_and_nothing_else_counts(atari_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "novelty", spy(script.novelty, rewarded := []))
+    monkeypatch.setattr(script.RunningMoments, "update", spy(script.RunningMoments.update, moments := []))
+    learned, busy = [], []  # whiten is also called inside features
 
-    def wrapped(*args, **kwargs):
-        kept = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
-        result = function(*args, **kwargs)
-        calls.append((kept, result))
+    def spy_features(*args, function=script.features):
+        busy.append(1)
+        result = function(*args)
+        busy.pop()
         return result
 
-    return wrapped
+    def spy_whiten(frames, obs_rms, function=script.whiten):
+        learned.extend([] if busy else frame_numbers(frames))
+        return function(frames, obs_rms)
+
+    monkeypatch.setattr(script, "features", spy_features)
+    monkeypatch.setattr(script, "whiten", spy_whiten)
+    args = small_args(update_proportion=0.5, update_epochs=6, total_timesteps=2 * T * N)
+    state = torch.load(train_here(script, args, tmp_path) / "latest.pt", weights_only=True)["rnd"]
+
+    log = AtariPool.log
+    warmup, training = log[:T], log[T:]
+    assert len(warmup) == T and len(training) == 2 * T
+    numbers = [frame_numbers(step["frame"][step["valid"]]) for step in log]
+    counted = [frame_numbers(batch[valid]) for (_, batch, valid), _ in moments if batch.ndim == 3]
+    assert [*chain(*counted)] == [*chain(*numbers)]  # each frame once, in warm-up and training, none of a reset step
+    valid_numbers = set(chain(*numbers[T:]))
+    reset_numbers = set(chain(*(frame_numbers(step["frame"][~step["valid"]]) for step in training)))
+    assert reset_numbers
+    seen = [frame_numbers(frames[t]) for (_, frames), _ in rewarded for t in range(T)]
+    assert seen == [frame_numbers(step["frame"]) for step in training]
+    assert not set(learned) & reset_numbers
+    assert set(learned) <= valid_numbers and len(set(learned)) > 0.9 * len(valid_numbers)
+    assert len(learned) == 2 * 6 * T * N // 2
+
+    # the statistics of the frames as numpy has them, and those of the filtered return over valid steps alone
+    mean, _, count = plain_moments(step["frame"][step["valid"]] for step in log)
+    np.testing.assert_allclose(state["obs_rms.mean"], mean, rtol=1e-9)
+    np.testing.assert_allclose(state["obs_rms.count"], count)
+    np.testing.assert_allclose(state["return_rms.count"], sum(step["valid"].sum() for step in training) + 1e-4)
 
 
-def test_target_never_changes_and_everything_else_does(fake_pool, tmp_path):
-    args = small_args(total_timesteps=128)
-    run_dir = train(args, tmp_path)
-    state = torch.load(run_dir / "latest.pt", weights_only=True)
-    torch.manual_seed(args.seed)
-    agent, rnd = script.Agent(6, 2), script.RND(4, CPU)
-    for name, before in [*agent.state_dict().items(), *rnd.state_dict().items()]:
-        after = state["agent"][name] if name in state["agent"] else state["rnd"][name]
-        assert torch.equal(before, after) == name.startswith("target"), name
+def random_update(**changes) -> tuple[list, dict, script.Rollout, torch.Tensor, torch.Tensor, script.Agent]:
+    """`update` of one minibatch on made-up data: gradients, scalars, and what went in."""
+    args = small_args(num_minibatches=1, **changes)
+    torch.manual_seed(0)
+    agent, rnd = script.Agent(6, 2), script.RND(args.num_envs, CPU)
+    before = [p.detach().clone() for p in agent.parameters()]
+    rollout = script.empty_rollout(args.num_steps, args.num_envs, 2, CPU)
+    rollout.obs.random_(256)
+    rollout.actions.random_(6)
+    rollout.logprobs.uniform_(-2, -1.6)
+    rollout.valid.copy_(torch.rand(rollout.valid.shape) < torch.linspace(0.3, 1, args.num_steps)[:, None])
+    rnd.obs_rms.update(rollout.frames.flatten(0, 1), rollout.valid.flatten())
+    advantages, returns = torch.randn(rollout.valid.shape), torch.randn(*rollout.valid.shape, 2)
+    optimizer = script.Adam([*agent.parameters(), *rnd.predictor.parameters()], lr=0.0)
+    scalars = script.update(agent, rnd, optimizer, rollout, advantages, returns, args)
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))  # the rate is 0
+    return [p.grad for p in agent.parameters()], scalars, rollout, advantages, returns, agent
+
+
+def whole_loss(rollout, advantages, returns, agent) -> torch.Tensor:
+    data = {"actions": rollout.actions, "logprobs": rollout.logprobs, "valid": rollout.valid}
+    batch = {k: x.flatten(0, 1) for k, x in (data | {"advantages": advantages, "returns": returns}).items()}
+    return script.ppo_loss(*agent(rollout.obs[:-1].flatten(0, 1)), batch, script.Args())[0]
+
+
+def test_a_backward_pass_in_pieces_is_that_of_the_whole():
+    gradients, scalars, *data, agent = random_update(num_envs=2, num_steps=530, update_proportion=0.01)  # 1,060 samples
+    loss = whole_loss(*data, agent)
+    expected = torch.autograd.grad(loss, [*agent.parameters()])
+    for ours, plain in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
+    value = scalars["losses/policy_loss"] + scalars["losses/value_loss"] - 0.001 * scalars["losses/entropy"]
+    torch.testing.assert_close(value, loss.detach())
+
+
+def test_norm_adv_and_max_grad_norm():
+    plain, scalars, rollout, advantages, returns, agent = random_update()
+    clipped, same_scalars, *_ = random_update(max_grad_norm=0.01)
+    normed, *_ = random_update(norm_adv=True)
+    norm = float(scalars["losses/grad_norm"])
+    assert norm == float(same_scalars["losses/grad_norm"]) > 0.01  # the norm before it was clipped, of all networks
+    for a, b in zip(plain, clipped, strict=True):
+        torch.testing.assert_close(a * 0.01 / norm, b, rtol=1e-4, atol=1e-12)
+    valid = rollout.valid
+    normal = (advantages - advantages[valid].mean()) / advantages[valid].std(correction=0)
+    expected = torch.autograd.grad(whole_loss(rollout, normal, returns, agent), [*agent.parameters()])
+    for a, b in zip(normed, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()))
+
+
+# --------------------------------------------------------------------------------------------------- Training
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Two iterations with the flags of small_args: the run's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script.envpool, "make", AtariPool)
+        return train_here(script, small_args(total_timesteps=128), tmp_path_factory.mktemp("base"))
+
+
+def weights(run_dir: pathlib.Path) -> dict:
+    return torch.load(run_dir / "latest.pt", weights_only=True)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"int_episodic": True},
-        {"single_head": True},
-        {"norm_adv": True},
-        {"clip_vloss": True},
-        {"max_grad_norm": 0.5},
-        {"anneal_lr": True},
         {"obs_norm": "frozen"},
         {"int_clip": 0.1},
         {"int_coef": 0.0},
-        {"ext_coef": 0.0},
+        {"single_head": True},
         {"bf16": True},
-        {"num_minibatches": 1},
         {"num_envs": 1, "num_minibatches": 1, "num_steps": 64},
     ],
     ids=lambda changes: "-".join(changes),
 )
-def test_every_flag_trains_and_matters(fake_pool, tmp_path, changes):
-    base = train(small_args(total_timesteps=256), tmp_path / "base")
-    other = train(small_args(total_timesteps=256, **changes), tmp_path / "other")
-    weights = [torch.load(d / "latest.pt", weights_only=True)["agent"]["policy_head.weight"] for d in (base, other)]
-    assert weights[1].isfinite().all() and not torch.equal(*weights)
-    scalars = read_scalars(other)
-    assert len(scalars["losses/policy_loss"]) == 4
-    if "anneal_lr" in changes:
-        rates = [value for _, value in scalars["charts/learning_rate"]]
-        np.testing.assert_allclose(rates, [1e-4, 0.75e-4, 0.5e-4, 0.25e-4], rtol=1e-5)
+def test_flags_train_and_matter(base, atari_pool, tmp_path, changes):
+    other = train_here(script, small_args(total_timesteps=128, **changes), tmp_path)
+    states, scalars = (weights(base), weights(other)), read_scalars(other)
+    heads = [state["agent"]["policy_head.weight"] for state in states]
+    assert heads[1].isfinite().all() and not torch.equal(*heads)
+    assert len(scalars["losses/policy_loss"]) == 2
     if "obs_norm" in changes:
-        counts = [torch.load(d / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"] for d in (base, other)]
-        assert counts[1] < counts[0] / 2
+        assert states[1]["rnd"]["obs_rms.count"] < states[0]["rnd"]["obs_rms.count"] / 2
     if "int_clip" in changes:
         assert max(value for _, value in scalars["rnd/intrinsic_reward"]) <= 0.1
     if "single_head" in changes:
         assert "losses/value_loss" in scalars and "losses/value_loss_int" not in scalars
 
 
+def test_without_the_bonus_nothing_else_changes(atari_pool, tmp_path):
+    """--int-coef 0: the same actions, frames and bonus in the first iteration, and the same predictor after it."""
+    folders = [train_here(script, small_args(int_coef=c), tmp_path / f"{c}") for c in (0.0, 1.0)]
+    states = [weights(folder) for folder in folders]
+    assert_same(states[0]["rnd"], states[1]["rnd"])
+    assert_same(states[0]["ranks"], states[1]["ranks"])
+    assert not torch.equal(*(state["agent"]["trunk.0.weight"] for state in states))
+    scalars = [read_scalars(folder) for folder in folders]
+    for tag in ("rnd/intrinsic_reward", "losses/predictor_loss", "charts/episodic_return"):
+        assert scalars[0][tag] == scalars[1][tag]
+
+
 def test_same_seed_same_scalars_and_another_seed_others(tmp_path):
-    runs = [train(small_args(seed=s, total_timesteps=256), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))]
+    runs = [
+        train_here(script, small_args(seed=s, total_timesteps=128), tmp_path / f"{k}") for k, s in enumerate((1, 1, 2))
+    ]
     scalars = [{k: v for k, v in read_scalars(run).items() if k != "charts/SPS"} for run in runs]
-    assert repr(scalars[0]) == repr(scalars[1]) and repr(scalars[0]) != repr(scalars[2])  # repr: NaN equals NaN
+    assert_same(scalars[0], scalars[1])
+    assert scalars[0]["losses/entropy"] != scalars[2]["losses/entropy"]
 
 
-def test_a_resume_takes_the_learning_rate_that_is_asked_for(fake_pool, tmp_path):
-    run_dir = train(small_args(anneal_lr=True), tmp_path)
-    path, saved = script.load_checkpoint("--resume", str(run_dir))
-    args = script.Args(**saved["args"] | {"total_timesteps": 128, "learning_rate": 3e-4, "anneal_lr": False})
-    assert script.train(args, "MontezumaRevenge-v5", CPU, path, saved) == 0
-    rates = [rate for _, rate in read_scalars(run_dir)["charts/learning_rate"]]
-    np.testing.assert_allclose(rates, [1e-4, 3e-4], rtol=1e-6)
+@pytest.fixture
+def copy_of_base(base, tmp_path):
+    """A copy of that run, which a test may change: the checkpoint's path, what it holds, flags of 64 steps more."""
+    folder = tmp_path / "copy" / base.name
+    folder.mkdir(parents=True)
+    (folder / "latest.pt").write_bytes((base / "latest.pt").read_bytes())
+    path, saved = script.load_checkpoint(str(folder))
+    return path, saved, script.Args(**saved["args"] | {"total_timesteps": 192})
+
+
+def test_resume_restores_the_learner_bit_for_bit(copy_of_base, atari_pool, monkeypatch):
+    path, _, args = copy_of_base
+    before = torch.load(path, weights_only=True)
+    monkeypatch.setattr(script.Run, "stopped", lambda self: True)
+    torch.manual_seed(123)
+    train_here(script, args, path.parents[1], *script.load_checkpoint(str(path)))
+    after = torch.load(path, weights_only=True)
+    assert after["seconds"] > before["seconds"]
+    assert_same(before, after, but=("seconds", "args"))
+    assert before["optimizer"]["state"][0]["step"] == 2 * 2 and before["step"] == 128
+    assert len(before["stats"]["recent"]) > 10 and before["stats"]["rooms_best"] == 3
+
+
+def test_a_resume_takes_the_learning_rate_that_is_asked_for(copy_of_base, atari_pool):
+    path, saved, args = copy_of_base
+    run_dir = train_here(script, dataclasses.replace(args, learning_rate=3e-4), path.parents[1], path, saved)
+    scalars = read_scalars(run_dir)
+    assert scalars["charts/learning_rate"] == [(192, pytest.approx(3e-4))]
     assert torch.load(path, weights_only=True)["optimizer"]["param_groups"][0]["lr"] == 3e-4
 
 
-def test_resume_restores_the_learner_bit_for_bit(fake_pool, tmp_path, monkeypatch):
-    run_dir = train(small_args(total_timesteps=256), tmp_path)
-    path, before = script.load_checkpoint("--resume", str(run_dir))
-    monkeypatch.setattr(script, "StopSignal", lambda: type("Stopped", (), {"agreed": lambda self: 15})())
-    args = script.Args(**before["args"] | {"total_timesteps": 512})
-    torch.manual_seed(123)
-    assert script.train(args, "MontezumaRevenge-v5", CPU, path, before) == 143
-    after = torch.load(run_dir / "latest.pt", weights_only=True)
-    assert before.keys() == after.keys()
-    for key in before.keys() - {"seconds", "args"}:
-        assert same(before[key], after[key]), key
-    assert before["optimizer"]["state"][0]["step"] == 4 * 4 * 4
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def test_a_nan_stops_the_run_and_names_itself(fake_pool, tmp_path):
-    run_dir = train(small_args(), tmp_path)
-    path, saved = script.load_checkpoint("--resume", str(run_dir))
+def test_a_nan_stops_the_run_and_names_itself(copy_of_base, atari_pool, tmp_path):
+    path, saved, args = copy_of_base
     before = path.read_bytes()
-    saved["agent"]["value_head.weight"][0] = float("nan")
-    args = script.Args(**saved["args"] | {"total_timesteps": 512})
-    with pytest.raises(
-        script.RunError, match=r"losses/policy_loss is nan at step 128: stopped; the last good checkpoint is"
-    ):
-        script.train(args, "MontezumaRevenge-v5", CPU, path, saved)
-    assert path.read_bytes() == before
+    said = r"(losses|rnd)/\w+ is (nan|inf) at step 192: stopped; the last good checkpoint is .*/latest.pt"
+    args = dataclasses.replace(args, learning_rate=1e30, checkpoint_interval=0)
+    with pytest.raises(script.RunError, match=said):
+        train_here(script, args, path.parents[1], path, saved)
+    assert path.read_bytes() == before and not [*path.parent.glob("*.tmp")]
+    with pytest.raises(script.RunError, match="at step 64: stopped; there is no checkpoint yet"):
+        train_here(script, small_args(learning_rate=1e30), tmp_path / "first")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What the user was promised
-# ----------------------------------------------------------------------------------------------------------------------
+def test_the_best_checkpoint_wants_a_hundred_episodes(atari_pool, tmp_path, monkeypatch):
+    """best.pt is written when the mean of the last hundred returns is the best yet, and not before."""
+    scores = iter([[0.0] * 99, [5.0], [-1.0] * 50])
+    monkeypatch.setattr(script.EpisodeStats, "scalars", lambda self, _: self.recent.extend(next(scores)) or {})
+    seen, run_save = [], script.Run.save
+
+    def save(self, now=False):
+        run_save(self, now)
+        best = self.folder / "best.pt"
+        seen.append(torch.load(best, weights_only=True)["step"] if best.exists() else None)
+
+    monkeypatch.setattr(script.Run, "save", save)
+    run_dir = train_here(script, small_args(total_timesteps=192, checkpoint_interval=0), tmp_path)
+    assert seen == [None, 128, 128, 128]
+    assert weights(run_dir)["best_score"] == 0.05 and weights(run_dir)["step"] == 192
 
 
-def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
-    """main() with these flags: exit status and what it wrote to stderr."""
-    monkeypatch.setattr(sys, "argv", ["ppo_rnd_atari.py", *map(str, flags)])
-    try:
-        status = script.main()
-    except SystemExit as stop:
-        status = stop.code
-    return status, capsys.readouterr().err
+# ------------------------------------------------------------------------------------ What the user was promised
 
 
 @pytest.mark.parametrize(
@@ -817,11 +812,9 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
     [
         (["--env-id", "MontezumasRevenge"], "did you mean MontezumaRevenge-v5"),
         (["--env-id", "MiniGrid-DoorKey-8x8-v0"], "this script plays Atari games"),
+        (["--seed", -1], "--seed -1: must be at least 0"),
+        (["--max-episode-steps", 10**10], "--max-episode-steps 10000000000: must be at least 1 and below 2^31"),
         (["--num-envs", 0], "--num-envs 0: must be at least 1"),
-        (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
-        (["--max-episode-steps", "1e10"], "--max-episode-steps 10000000000: must be below 2^31"),
-        (["--int-coef", 0, "--int-gamma", 0.5], "--int-gamma contradicts --int-coef 0: there is no bonus"),
-        (["--single-head", "--int-episodic"], "--int-episodic contradicts --single-head: there is no stream of the"),
         (["--num-envs", -4], "--num-envs -4: must be at least 1"),
         (["--num-steps", 0], "--num-steps 0: must be at least 1"),
         (["--num-minibatches", 0], "--num-minibatches 0: must be at least 1"),
@@ -834,22 +827,23 @@ def call_main(monkeypatch, capsys, *flags: object) -> tuple[int, str]:
         (["--learning-rate", 0], "--learning-rate 0.0: must be a positive number"),
         (["--learning-rate", "inf"], "--learning-rate inf: must be a positive number"),
         (["--sticky-actions", 2], "--sticky-actions 2.0: must be in [0, 1]"),
-        (["--total-timesteps", 0], "--total-timesteps 0: must be at least one rollout, 16384 steps"),
-        (["--total-timesteps", "1e4"], "--total-timesteps 10000: must be at least one rollout"),
+        (["--total-timesteps", 0], "--total-timesteps 0.0: must be at least one rollout, 16384 steps"),
+        (["--total-timesteps", "1e4"], "--total-timesteps 10000.0: must be at least one rollout"),
+        (["--total-timesteps", "nan"], "--total-timesteps nan: must be at least one rollout"),
         (["--obs-norm", "frozen", "--warmup-rollouts", 0], "--warmup-rollouts 0: must be at least 1"),
-        (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint nowhere"),
-        (["--evaluate", "empty"], "--evaluate empty: there is no checkpoint empty/latest.pt"),
-        (["--resume", "a", "--evaluate", "b"], "there is no checkpoint"),
-        (["--resume", "garbage.pt"], "is damaged or is no checkpoint"),
-        (["--resume", "foreign.pt"], "was written by snd_atari, not by this script"),
-        (["--resume", "other.pt"], "was written by something else"),
-        (["--capture-video"], "--capture-video needs --evaluate"),
+        (["--int-coef", 0, "--ext-coef", 0], "--ext-coef 0.0: must be above 0 with --int-coef 0"),
+        (["--resume", "nowhere"], "there is no checkpoint nowhere"),
+        (["--evaluate", "empty"], "there is no checkpoint empty/latest.pt"),
+        (["--resume", "a", "--evaluate", "b"], "there is no checkpoint a"),
+        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit this script"),
+        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit this script (KeyError: 'args')"),
+        (["--resume", "other.pt"], "other.pt is damaged or does not fit this script"),
         (["--runs-dir", "file"], "cannot write into file/"),
         (["--runs-dir", "/dev/null/runs"], "cannot write into /dev/null/runs"),
     ],
     ids=lambda value: "_".join(map(str, value)).replace("/", ".") if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line_and_leaves_nothing(fake_pool, monkeypatch, capsys, tmp_path, flags, message):
+def test_bad_input_is_one_line_and_leaves_nothing(atari_pool, monkeypatch, capsys, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("empty").mkdir()
     pathlib.Path("garbage.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
@@ -857,206 +851,123 @@ def test_bad_input_is_one_line_and_leaves_nothing(fake_pool, monkeypatch, capsys
     torch.save({"script": "snd_atari"}, "foreign.pt")
     torch.save([1, 2], "other.pt")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    status, errors = call_main(monkeypatch, capsys, *flags)
+    status, _, errors = call_main(script, capsys, "--device", "cpu", *flags)
     assert status == 2
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_versions_and_commit_are_logged_with_git_or_without(fake_pool, tmp_path, monkeypatch):
-    for folder, path in (("with", os.environ["PATH"]), ("without", "")):
-        monkeypatch.setenv("PATH", path)
-        run_dir = train(small_args(seed=7), tmp_path / folder)
-        events = EventAccumulator(str(run_dir))
-        events.Reload()
-        (text,) = events.Tensors("hyperparameters/text_summary")
-        rows = dict(row.split("|")[1:3] for row in text.tensor_proto.string_val[0].decode().splitlines())
-        assert rows["seed"] == "7" and rows["torch"] == importlib.metadata.version("torch") and rows["gamma"] == "0.999"
-        assert (rows["commit"] == "unknown") == (folder == "without" or not (ROOT / ".git").exists())
-
-
 @pytest.mark.parametrize("flags", [["--num-envs", "1.5"], ["--num-env", "4"], ["--device", "tpu"], ["--gamma", "x"]])
-def test_what_the_parser_refuses(monkeypatch, capsys, flags):
-    status, errors = call_main(monkeypatch, capsys, *flags)
+def test_what_the_parser_refuses(capsys, flags):
+    status, _, errors = call_main(script, capsys, *flags)
     assert status == 2 and "Traceback" not in errors
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here there is CUDA")
-def test_cuda_without_cuda(monkeypatch, capsys):
-    status, errors = call_main(monkeypatch, capsys, "--device", "cuda")
-    assert status == 2 and errors.startswith("error: --device cuda: this machine") and errors.count("\n") == 1
+def test_cuda_without_cuda(capsys):
+    status, _, errors = call_main(script, capsys, "--device", "cuda")
+    assert (
+        status == 2 and errors.startswith("error: --device cuda: must be on this machine") and errors.count("\n") == 1
+    )
 
 
 def test_track_without_wandb(monkeypatch, capsys):
     monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
-    status, errors = call_main(monkeypatch, capsys, "--track")
-    assert status == 2 and errors == "error: --track needs Weights & Biases: pip install wandb\n"
+    status, _, errors = call_main(script, capsys, "--track")
+    assert status == 2 and errors == "error: --track True: must be with wandb: pip install wandb\n"
 
 
-@settings(max_examples=100, deadline=None)
-@given(number=st.integers(0, 10**12))
-def test_integers_are_read_in_every_notation(number):
-    assert script.parse_int(str(number)) == script.parse_int(f"{number:_}") == number
-    assert script.parse_int("1e6") == 1_000_000 and script.parse_int("2.5e3") == 2500
-    for wrong in ("1.5", "x", "", "nan", "inf"):
-        with pytest.raises((ValueError, OverflowError)):
-            script.parse_int(wrong)
+def test_versions_and_commit_are_logged_with_git_or_without(base, atari_pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(script.Run, "stopped", lambda self: True)
+    for folder in (base, train_here(script, small_args(seed=7), tmp_path)):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        (text,) = events.Tensors("hyperparameters/text_summary")
+        rows = dict(row.split("|")[1:3] for row in text.tensor_proto.string_val[0].decode().splitlines())
+        assert rows["torch"] == importlib.metadata.version("torch") and rows["gamma"] == "0.999"
+        assert (rows["commit"] == "unknown") == (folder != base or not (ROOT / ".git").exists())
+    assert rows["seed"] == "7"
 
 
-def test_resuming_another_game_size_or_architecture(fake_pool, monkeypatch, capsys, tmp_path):
-    run_dir = train(small_args(), tmp_path)
-    before = (run_dir / "latest.pt").read_bytes()
+def test_resuming_with_other_flags(copy_of_base, atari_pool, capsys, monkeypatch):
+    """What differs is named; another architecture is refused; another number of environments is none."""
+    path, _, _ = copy_of_base
+    before = path.read_bytes()
     for flags, message in [
-        (["--env-id", "Pitfall"], "is of a run with env_id MontezumaRevenge-v5, not Pitfall-v5"),
-        (["--num-envs", 8, "--total-timesteps", 640], "is of a run with num_envs 4, not 8"),
-        (["--single-head"], "is of a run with single_head False, not True"),
-        (["--total-timesteps", 64], "has all of its 64 steps"),
+        (["--single-head", "--total-timesteps", 192], "does not fit this script (size mismatch for value_head.bias"),
+        (["--total-timesteps", 128], "has all of its 128 steps; ask for more with --total-timesteps"),
     ]:
-        status, errors = call_main(monkeypatch, capsys, "--resume", run_dir, *flags)
+        status, out, errors = call_main(script, capsys, "--resume", path, *flags)
         assert status == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
-    state = torch.load(run_dir / "latest.pt", weights_only=True)
-    state["agent"]["trunk.0.weight"] = torch.zeros(16, 4, 8, 8)
-    torch.save(state, tmp_path / "wide.pt")
-    status, errors = call_main(monkeypatch, capsys, "--resume", tmp_path / "wide.pt", "--total-timesteps", 640)
-    assert status == 2 and errors.count("\n") == 1 and "holds another architecture" in errors
-    half = before[: len(before) // 2]
-    (tmp_path / "half.pt").write_bytes(half)
-    status, errors = call_main(monkeypatch, capsys, "--resume", tmp_path / "half.pt")
-    assert status == 2 and errors.count("\n") == 1 and "is damaged or is no checkpoint" in errors
-    assert (run_dir / "latest.pt").read_bytes() == before
+        assert path.read_bytes() == before
+    assert "changed      --single-head" not in out
+    flags = ["--num-envs", 6, "--obs-norm", "frozen", "--total-timesteps", 224]
+    status, out, errors = call_main(script, capsys, "--resume", path, *flags)
+    assert status == 0 and "changed      --num-envs from 4 to 6\n" in out
+    assert "changed      --obs-norm from running to frozen\n" in out
+    state = torch.load(path, weights_only=True)
+    assert state["step"] == 224 and len(state["rnd"]["filtered"]) == 6
 
 
-def test_help_names_every_flag_and_only_those_that_are_read():
+def test_every_flag_is_read():
     source = (ROOT / "ppo_rnd_atari.py").read_text()
     for field in dataclasses.fields(script.Args):
-        uses = source.count(f"args.{field.name}") + source.count(f'"{field.name}"')
-        assert uses >= 1, f"nothing reads --{field.name}"
+        assert source.count(f"args.{field.name}") >= 1, f"nothing reads --{field.name}"
 
 
 def test_a_run_as_a_user_sees_it(tmp_path):
     """Trains, resumes and evaluates in processes of their own."""
-    out = run_script("ppo_rnd_atari.py", *SMALL, "--total-timesteps", 256, cwd=tmp_path)
+    small = ["--num-envs", 4, "--num-steps", 16, "--warmup-rollouts", 1, "--update-epochs", 1]  # 64 steps a rollout
+    out = run_script("ppo_rnd_atari.py", *small, "--total-timesteps", 128, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
-    (run_dir,) = (tmp_path / "runs").iterdir()
+    run_dir = only_run(tmp_path)
     assert run_dir.name.startswith("MontezumaRevenge-v5__ppo_rnd_atari__1__")
-    assert {p.name.split(".")[0] for p in run_dir.iterdir()} == {"events", "latest"}  # and no temporary file
+    assert {p.name.split(".")[0] for p in run_dir.iterdir()} <= {"events", "latest", "lock"}  # and no temporary file
     lines = out.stdout.splitlines()
-    for word in ("device", "environment  MontezumaRevenge-v5 x 4", "parameters", "memory", "steps", "folder"):
+    for word in ("device", "environment  MontezumaRevenge-v5 x 4", "parameters", "rollout", "folder"):
         assert any(line.startswith(word) for line in lines), word
-    assert "room 1 seen for the first time, at step 4" in lines
-    assert lines[-1].startswith("score none yet, steps 256, time 0:00:") and str(run_dir.name) in lines[-1]
-    assert "Traceback" not in out.stderr
+    assert "room 1 seen for the first time, by step 64" in lines
+    assert lines[-1].startswith("return -, rooms 1 (best 1), 128 steps in 00:") and lines[-1].endswith(run_dir.name)
+    assert out.stderr == ""
 
     scalars = read_scalars(run_dir)
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy approx_kl clipfrac predictor_loss grad_norm"
-    expected = {f"losses/{name}" for name in losses.split()}
+    expected = {f"losses/{name}" for name in (losses + " max_logit").split()}
     expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
     expected |= {
-        f"rnd/{n}" for n in ("intrinsic_reward", "intrinsic_return_std", "rooms_visited", "rooms_best_episode")
+        f"rnd/{x}" for x in ("intrinsic_reward", "intrinsic_return_std", "rooms_visited", "rooms_best_episode")
     }
     expected |= {"charts/SPS", "charts/learning_rate"}
     assert set(scalars) == expected
-    assert [step for step, _ in scalars["losses/entropy"]] == [64, 128, 192, 256]
+    assert [step for step, _ in scalars["losses/entropy"]] == [64, 128]
     assert abs(scalars["losses/entropy"][0][1] - np.log(18)) < 0.01
 
-    more = run_script("ppo_rnd_atari.py", "--resume", run_dir, "--total-timesteps", "5.12e2", cwd=tmp_path)
+    more = run_script("ppo_rnd_atari.py", "--resume", run_dir, "--total-timesteps", "1.92e2", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
-    assert "steps 512" in more.stdout.splitlines()[-1]
-    assert [step for step, _ in read_scalars(run_dir)["losses/entropy"]] == list(range(64, 513, 64))
+    assert ", 192 steps in 00:" in more.stdout.splitlines()[-1]
+    assert [step for step, _ in read_scalars(run_dir)["losses/entropy"]] == [64, 128, 192]
 
-    flags = ["--evaluate", run_dir, "--eval-episodes", 2, "--capture-video", "--max-episode-steps", 60]
+    flags = ["--evaluate", run_dir, "--eval-episodes", 2, "--capture-video", "--max-episode-steps", 40]
     played = run_script("ppo_rnd_atari.py", *flags, cwd=tmp_path)
     assert played.returncode == 0, played.stderr
-    assert played.stdout.splitlines()[-1].startswith(
-        "return 0.0 +- 0.0 (mean, standard error), best 0, rooms 1.0, most 1"
-    )
+    last = played.stdout.splitlines()[-1]
+    assert last == "return 0.0 +- 0.0 (mean, standard error), best 0, rooms 1.0, most 1"
     videos = sorted((run_dir / "videos").iterdir())
     assert len(videos) == 2
     import imageio
 
     frames = imageio.mimread(videos[0], memtest=False)
-    assert len(frames) == 60 and frames[0].shape == (630, 480, 3)
-    assert np.ptp(frames[30].astype(int), axis=2).max() > 100  # colours, not grey
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, status):
-    command = [sys.executable, str(ROOT / "ppo_rnd_atari.py"), *map(str, SMALL), "--checkpoint-interval", "1000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("room 1"):
-            break
-    time.sleep(2)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status and "Traceback" not in err
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert f"--resume runs/{run_dir.name}" in out.splitlines()[-1]
-    iteration = torch.load(run_dir / "latest.pt", weights_only=True)["rollouts"]
-    assert iteration >= 1
-    more = run_script("ppo_rnd_atari.py", "--resume", run_dir, "--total-timesteps", (iteration + 2) * 64, cwd=tmp_path)
-    assert more.returncode == 0, more.stderr
-
-
-def kill_and_resume(tmp_path: pathlib.Path, times: int) -> None:
-    """A run that saves after every rollout is killed at random moments; it always goes on from a whole checkpoint."""
-    rng, before = random.Random(0), 0
-    flags = [*SMALL, "--total-timesteps", "1e6", "--checkpoint-interval", 0]
-    for _ in range(times):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "ppo_rnd_atari.py"), *map(str, flags)], cwd=tmp_path, stdout=subprocess.DEVNULL
-        )
-        limit = time.time() + 60
-        saved = list(tmp_path.glob("runs/*/latest.pt"))
-        start = saved[0].stat().st_mtime_ns if saved else 0
-        while time.time() < limit:  # until it has saved at least once in this life
-            saved = list(tmp_path.glob("runs/*/latest.pt"))
-            if saved and saved[0].stat().st_mtime_ns > start:
-                break
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 2))
-        process.kill()
-        process.wait()
-        (path,) = tmp_path.glob("runs/*/latest.pt")
-        iteration = script.load_checkpoint("--resume", str(path))[1]["rollouts"]
-        assert iteration > before
-        before = iteration
-        flags = ["--resume", path.parent]
-
-
-def test_killed_it_goes_on(tmp_path):
-    kill_and_resume(tmp_path, times=3)
-
-
-@pytest.mark.slow
-def test_killed_twenty_times_it_goes_on(tmp_path):
-    kill_and_resume(tmp_path, times=20)
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
-    out = run_script("ppo_rnd_atari.py", *SMALL, "--total-timesteps", 128, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    before = (run_dir / "latest.pt").read_bytes()
-    flags = ["--resume", run_dir, "--total-timesteps", 256]
-    limit = 10 * 2**20  # bytes a file may have: less than a checkpoint
-
-    def small_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    out = run_script("ppo_rnd_atari.py", *flags, cwd=tmp_path, preexec_fn=small_disk)
-    assert out.returncode == 1
-    errors = [line for line in out.stderr.splitlines() if line]
-    assert len(errors) == 1 and errors[0].startswith("error: cannot write "), out.stderr
-    assert "(File too large); what was saved before is whole" in errors[0]
-    assert (run_dir / "latest.pt").read_bytes() == before
-    assert not list(run_dir.glob("*.tmp"))
+    assert len(frames) == 40 and frames[0].shape == (630, 480, 3)
+    assert np.ptp(frames[20].astype(int), axis=2).max() > 100  # colours, not grey
 
 
 def test_tracking_without_a_network(tmp_path):
     pytest.importorskip("wandb")
-    flags = [*SMALL, "--total-timesteps", 128, "--track"]
-    out = run_script("ppo_rnd_atari.py", *flags, cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline"})
+    flags = ["--num-envs", 2, "--num-steps", 8, "--num-minibatches", 1, "--warmup-rollouts", 0, "--track"]
+    out = run_script(
+        "ppo_rnd_atari.py", *flags, "--total-timesteps", 32, cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline"}
+    )
     assert out.returncode == 0, out.stderr
     assert list(tmp_path.glob("wandb/offline-run-*"))
 

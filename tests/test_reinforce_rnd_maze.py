@@ -1,7 +1,9 @@
 """reinforce_rnd_maze.py: its maze, its numbers and its promises to the user."""
 
-import collections
+import contextlib
+import io
 import itertools
+import os
 import pathlib
 import re
 import signal
@@ -9,17 +11,15 @@ import subprocess
 import sys
 import time
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_scalars, run_script
+from conftest import CPU, ROOT, read_scalars, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reinforce_rnd_maze as script
 
-CPU = torch.device("cpu")
 # the map as the notes give it: 3 is an obstacle; what stands at the start and the goal is of no account here
 NOTES_MAP = np.array(
     [
@@ -38,16 +38,22 @@ NOTES_MAP = np.array(
 STEPS = {0: (-1, 0), 1: (1, 0), 2: (0, -1), 3: (0, 1)}  # up, down, left, right as (rows, columns)
 
 
-def only_run(folder: pathlib.Path) -> pathlib.Path:
-    """The one run in `folder`/runs."""
-    (run_dir,) = (folder / "runs").iterdir()
-    return run_dir
+def train_here(args: script.Args, folder: pathlib.Path) -> tuple[dict, dict]:
+    """Trains in this process: the checkpoint and the scalars of the one run in `folder`."""
+    args.runs_dir = str(folder)
+    assert script.train(args, CPU) == 0
+    (path,) = folder.glob("*/latest.pt")
+    return torch.load(path, weights_only=True), read_scalars(path.parent)
 
 
-def run_main(monkeypatch, *flags: object) -> int:
-    """The script's main(), in this process."""
-    monkeypatch.setattr(sys, "argv", ["reinforce_rnd_maze.py", *map(str, flags)])
-    return script.main()
+def call(capsys, *flags: object) -> tuple[int, str, str]:
+    """main(): exit status, stdout, stderr."""
+    capsys.readouterr()
+    try:
+        status = script.main([*map(str, flags)])
+    except SystemExit as stop:  # by the parser of flags
+        status = stop.code
+    return status, *capsys.readouterr()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -75,51 +81,33 @@ class PlainMaze:
         return float(self.at == self.goal), self.at == self.goal
 
 
-@pytest.mark.parametrize("goal", [(9, 1), (2, 0), (0, 1)])
+@pytest.mark.parametrize("goal", [(9, 1), (2, 0)])
 def test_environment_equals_a_plain_simulator(goal):
     rng = np.random.default_rng(0)
-    envs = script.MazeEnvs(6, goal, max_episode_steps=200)
-    ends = collections.Counter()
-    for _ in range(30):
-        obs, infos = envs.reset()
+    envs, ends = script.MazeEnvs(6, goal), 0
+    for _ in range(8):
+        states = envs.reset()
         mazes, over = [PlainMaze(goal) for _ in range(6)], [False] * 6
-        for step in range(1, 201):
+        assert (envs.observations[states, 0, 0, 0] == 4).all() and not envs.done.any()
+        for _ in range(200):
             actions = rng.integers(0, 4, 6)
-            obs, rewards, terminated, truncated, infos = envs.step(actions)
+            states, rewards, valid = envs.step(actions)
             for k, maze in enumerate(mazes):
-                if over[k]:  # it stands at the goal, for nothing, and does not end again
-                    assert (rewards[k], terminated[k], truncated[k]) == (0, False, False)
+                assert valid[k] != over[k]
+                if over[k]:  # it stands at the goal, for nothing
+                    assert rewards[k] == 0
                 else:
-                    assert (rewards[k], terminated[k]) == maze.step(actions[k])
-                    assert truncated[k] == (step == 200 and not terminated[k])
-                    over[k] = terminated[k] or truncated[k]
-                    ends[bool(terminated[k]), bool(truncated[k])] += 1
-                np.testing.assert_array_equal(obs[k, 0], maze.plane())
-                np.testing.assert_array_equal(obs[k], envs.observations[infos["state"][k]])
-                assert tuple(envs.cells[infos["state"][k]]) == maze.at
-    assert ends[True, False] > 10 and (ends[False, True] > 10 or goal != (9, 1))
-
-
-def test_it_is_a_gymnasium_vector_environment():
-    envs = script.MazeEnvs(3, (9, 9), max_episode_steps=2)
-    assert isinstance(envs, gym.vector.VectorEnv)
-    assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.DISABLED
-    obs, _ = envs.reset(seed=1)
-    assert obs in envs.observation_space
-    for _ in range(2):
-        obs, rewards, terminated, truncated, _ = envs.step(envs.action_space.sample())
-        assert obs in envs.observation_space and obs.dtype == np.float32
-        assert rewards.shape == terminated.shape == truncated.shape == (3,)
-    assert truncated.all() and not terminated.any()
-    with pytest.raises(gym.error.ResetNeeded):
-        envs.step(envs.action_space.sample())
-    obs, _ = envs.reset()
-    assert (obs[:, 0, 0, 0] == 4).all()
+                    assert (rewards[k], envs.done[k]) == maze.step(actions[k])
+                    over[k] = envs.done[k]
+                    ends += over[k]
+                np.testing.assert_array_equal(envs.observations[states[k], 0], maze.plane())
+                assert tuple(envs.cells[states[k]]) == maze.at
+    assert 4 < ends <= 48 and (ends < 44 or goal != (9, 1))
 
 
 @pytest.mark.parametrize(("goal", "length"), [((9, 1), 14), ((9, 6), 23), ((9, 9), 50)])
 def test_shortest_paths(goal, length):
-    envs = script.MazeEnvs(1, goal, 500)
+    envs = script.MazeEnvs(1, goal)
     assert len(envs.cells) == 67 == (NOTES_MAP != 3).sum()
     # all distances by relaxation over the notes' map, until nothing changes
     distance = np.full((12, 12), np.inf)
@@ -135,10 +123,15 @@ def test_shortest_paths(goal, length):
     assert all(after in envs.next_state[state] for state, after in itertools.pairwise(path))
 
 
+def table_agent(policy: torch.Tensor):
+    """An agent that knows nothing but its policy (S, 4)."""
+    return lambda observations: (policy.log(), torch.zeros(len(policy), 2))
+
+
 @pytest.mark.parametrize(("goal", "chance"), [((9, 1), 0.601), ((9, 6), 0.215), ((9, 9), 0.0019)])
 def test_what_a_random_walk_finds(goal, chance):
     """Why 9-9 needs exploration: the chance to arrive within 500 steps, from powers of the transition matrix."""
-    envs = script.MazeEnvs(1, goal, 500)
+    envs = script.MazeEnvs(1, goal)
     transition = np.zeros((67, 67))
     for state in range(67):
         for action in range(4):
@@ -146,17 +139,21 @@ def test_what_a_random_walk_finds(goal, chance):
     exact = np.linalg.matrix_power(transition, 500)[0, envs.goal]
     assert exact == pytest.approx(chance, rel=0.03)
     torch.manual_seed(0)
-    played = script.play(script.MazeEnvs(4000, goal, 500), torch.full((67, 4), 0.25))
-    assert played["rewards"].sum(0).mean() == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 4000) ** 0.5)
+    rollout = script.collect(script.MazeEnvs(4000, goal), table_agent(torch.ones(67, 4)), script.Args())
+    assert rollout.rewards.sum(0).mean().item() == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 4000) ** 0.5)
 
 
-def test_play_draws_from_the_policy_and_marks_what_is_over():
+def test_collect_draws_from_the_policy_and_marks_what_is_over():
     torch.manual_seed(0)
     policy = torch.rand(67, 4).add(0.05)
     policy /= policy.sum(1, keepdim=True)
-    envs = script.MazeEnvs(500, (9, 1), 300)
-    played = script.play(envs, policy)
+    envs = script.MazeEnvs(500, (9, 1))
+    rollout = script.collect(envs, table_agent(policy), script.Args(max_episode_steps=300))
+    played = {key: x.numpy() for key, x in rollout._asdict().items()}
     states, valid = played["states"], played["valid"]
+    seen = [(played["next_states"][valid] == state).sum() for state in range(67)]
+    np.testing.assert_array_equal(rollout.visits, seen)
+    assert list(envs.recent) == played["rewards"].sum(0)[-100:].tolist()
     T = len(states)
     np.testing.assert_array_equal(played["next_states"], envs.next_state[states, played["actions"]])
     np.testing.assert_array_equal(states[1:], played["next_states"][:-1])
@@ -177,14 +174,12 @@ def test_play_draws_from_the_policy_and_marks_what_is_over():
 
 def test_the_table_is_what_the_network_says_at_every_step():
     torch.manual_seed(0)
-    agent, envs = script.Agent(4), script.MazeEnvs(8, (9, 6), 50)
-    logits, values = agent(torch.from_numpy(envs.observations))
-    obs, infos = envs.reset()
-    for _ in range(50):
-        step_logits, step_values = agent(torch.from_numpy(obs))
-        torch.testing.assert_close(step_logits, logits[infos["state"]])
-        torch.testing.assert_close(step_values, values[infos["state"]])
-        obs, _, _, _, infos = envs.step(envs.action_space.sample())
+    agent, envs = script.Agent(4), script.MazeEnvs(8, (9, 6))
+    rollout = script.collect(envs, agent, script.Args(max_episode_steps=50))
+    for states in rollout.states:
+        logits, values = agent(envs.observations[states])
+        torch.testing.assert_close(logits.log_softmax(1), rollout.logprobs[states])
+        torch.testing.assert_close(values, rollout.values[states])
 
 
 def test_networks_have_the_notes_layers():
@@ -279,8 +274,7 @@ def test_the_seed_s_bonus_does_not_know_the_size_of_the_error(scale):
 
 def test_the_bonus_falls_with_visits_and_the_seed_s_does_not():
     """States seen 100, 10, 1 and 0 times in each of 300 updates: what is left of the bonus?"""
-    envs = script.MazeEnvs(1, (9, 9), 500)
-    observations = torch.from_numpy(envs.observations)
+    observations = script.MazeEnvs(1, (9, 9)).observations
     seen = torch.zeros(67)
     seen[:20], seen[20:40], seen[40:60] = 100, 10, 1
     fall = {}
@@ -311,8 +305,8 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
     """The first batches of a run, transcribed with loops over single steps: parameters and what was measured."""
     torch.manual_seed(args.seed)
     row, column = map(int, args.goal.split("-"))
-    envs = script.MazeEnvs(args.num_envs, (row, column), args.max_episode_steps)
-    obs = torch.from_numpy(envs.observations)
+    envs = script.MazeEnvs(args.num_envs, (row, column))
+    obs = envs.observations
     agent, rnd = script.Agent(4), script.RND(args.num_envs, CPU)
     policy_adam = torch.optim.Adam(agent.policy.parameters(), args.learning_rate, betas=(0.9, 0.99), eps=1e-6)
     baseline_adam = torch.optim.Adam(
@@ -359,7 +353,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
                 all_filtered.append(filtered[n])
         count = len(all_filtered) + 1e-4
         mean = sum(all_filtered) / count
-        deviation = ((sum(x * x for x in all_filtered) + 1e-4) / count - mean**2) ** 0.5
+        std = ((sum(x * x for x in all_filtered) + 1e-4) / count - mean**2) ** 0.5
 
         # every step's terms, backwards through each episode
         terms, value_terms = [], []
@@ -369,7 +363,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
             goes_on = args.baseline and not args.int_episodic
             g_int, g_ext = (start_values[0, 0].item() if goes_on else 0.0), 0.0
             for state, action, after in reversed(steps):
-                g_int = bonus[after] / deviation + args.int_gamma * g_int
+                g_int = bonus[after] / std + args.int_gamma * g_int
                 g_ext = float(after == envs.goal) + args.gamma * g_ext
                 logits, values = agent(obs[state : state + 1])
                 v_int, v_ext = values[0].tolist() if args.baseline else (0.0, 0.0)
@@ -410,8 +404,8 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
         "losses/policy_loss": policy_loss.item(),
         "losses/entropy": entropy.item(),
         "losses/grad_norm": nn_norm.item(),
-        "rnd/intrinsic_return_std": deviation,
-        "rnd/intrinsic_reward": np.mean([bonus[after] / deviation for after in seen]),
+        "rnd/intrinsic_return_std": std,
+        "rnd/intrinsic_reward": np.mean([bonus[after] / std for after in seen]),
     }
     return {"agent": agent.state_dict(), "rnd": rnd.predictor.state_dict(), "starts": starts}, measured
 
@@ -431,15 +425,12 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
     ids=str,
 )
 def test_batches_equal_a_plain_transcription(tmp_path, changes):
-    values = {"goal": "2-0", "max_episode_steps": 20, "num_envs": 3, "runs_dir": str(tmp_path), "gamma": 0.9}
+    values = {"goal": "2-0", "max_episode_steps": 20, "num_envs": 3, "gamma": 0.9}
     args = script.Args(**(values | changes))
     batches = 4 if args.demo_curriculum else 2
     args.total_episodes = batches * args.num_envs
-    assert script.train(args, "Maze-2-0", CPU, None, None) == 0
-    (run_dir,) = tmp_path.iterdir()
-    saved = torch.load(run_dir / "latest.pt", weights_only=True)
+    saved, scalars = train_here(args, tmp_path)
     expected, measured = plain_batches(args, batches)
-    scalars = read_scalars(run_dir)
     for key, value in measured.items():
         assert scalars[key][-1][1] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     # Adam's step is the sign of the gradient at first: where that is rounding noise, it may go either way
@@ -451,107 +442,67 @@ def test_batches_equal_a_plain_transcription(tmp_path, changes):
     for name, tensor in expected["rnd"].items():
         torch.testing.assert_close(saved["rnd"][f"predictor.{name}"], tensor, rtol=1e-4, atol=1e-6)
     if args.demo_curriculum:
-        starts = [script.shortest_path(script.MazeEnvs(1, (2, 0), 9)).index(start) for start in expected["starts"]]
+        starts = [script.shortest_path(script.MazeEnvs(1, (2, 0))).index(start) for start in expected["starts"]]
         assert [value for _, value in scalars["charts/start_distance"]][:-1] == starts[1:] and starts[-1] < starts[0]
 
 
-def test_the_start_moves_back_when_twenty_percent_succeed(tmp_path, monkeypatch):
-    hits = iter([1, 2, 1, 9, 1, 3, 2])  # of ten episodes each
-    distances, path = [], script.shortest_path(script.MazeEnvs(10, (2, 0), 9))
-
-    def play(envs, _):
+def test_the_start_moves_back_when_twenty_percent_succeed():
+    envs = script.MazeEnvs(10, (2, 0))
+    path = script.shortest_path(envs)
+    envs.start, distances = path[-2], []
+    for hits in (1, 2, 1, 9, 1, 3, 2):  # of ten episodes each
         distances.append(len(path) - 1 - path.index(envs.start))
-        rewards = (np.arange(10) < next(hits)).astype(np.float32)[None]
-        steps = {"states": np.zeros((1, 10), np.int64), "actions": np.zeros((1, 10), np.int64)}
-        steps["next_states"] = np.where(rewards > 0, envs.goal, 0)
-        return steps | {"rewards": rewards, "valid": np.ones((1, 10), bool)}
-
-    monkeypatch.setattr(script, "play", play)
-    values = {"goal": "2-0", "num_envs": 10, "total_episodes": 70, "demo_curriculum": True}
-    script.train(script.Args(**values, runs_dir=str(tmp_path)), "Maze-2-0", CPU, None, None)
+        envs.recent.extend([1.0] * hits + [0.0] * (10 - hits))
+        script.move_start(envs, path)
     # 10 %, then 3 of 20: stay; 4 of 30: stay; 13 of 40: back, to the true start, which is two steps away
     assert distances == [1, 1, 1, 1, 2, 2, 2]
+    assert len(envs.recent) == 30  # forgotten when the start has moved, and not any more at the true one
 
 
-def test_target_never_changes(tmp_path):
-    args = script.Args(total_episodes=8, runs_dir=str(tmp_path), max_episode_steps=50)
-    torch.manual_seed(args.seed)
-    script.Agent(4)
-    before = script.RND(4, CPU).target.state_dict()
-    script.train(args, "Maze-9-1", CPU, None, None)
-    (run_dir,) = tmp_path.iterdir()
-    saved = torch.load(run_dir / "latest.pt", weights_only=True)["rnd"]
-    for name, tensor in before.items():
-        torch.testing.assert_close(saved[f"target.{name}"], tensor, rtol=0, atol=0)
+def test_what_fades():
+    args = script.Args(total_episodes=40, int_coef=2.0, ent_coef=0.1, learning_rate=0.01)
+    now = script.annealed(args, 30)
+    assert (now.int_coef, now.ent_coef, now.learning_rate) == pytest.approx((0.5, 0.025, 0.0025))
+    rest = ("int_coef", "ent_coef", "learning_rate")
+    assert [x for flag, x in vars(now).items() if flag not in rest] == [
+        x for flag, x in vars(args).items() if flag not in rest
+    ]
+    args.anneal = False
+    assert script.annealed(args, 30) == args
 
 
-def test_same_seed_same_scalars_and_another_seed_others(tmp_path):
-    curves = []
+def test_same_seed_same_run_another_seed_another_and_the_target_never_changes(tmp_path):
+    runs = []
     for k, seed in enumerate((1, 1, 2)):
-        args = script.Args(total_episodes=20, seed=seed, runs_dir=str(tmp_path / str(k)), max_episode_steps=100)
-        script.train(args, "Maze-9-1", CPU, None, None)
-        scalars = read_scalars(next((tmp_path / str(k)).iterdir()))
+        args = script.Args(total_episodes=20, seed=seed, max_episode_steps=100)
+        saved, scalars = train_here(args, tmp_path / str(k))
         scalars.pop("charts/SPS")
-        curves.append({tag: np.array(points) for tag, points in scalars.items()})
-    np.testing.assert_equal(curves[0], curves[1])
-    assert (curves[0]["losses/entropy"] != curves[2]["losses/entropy"]).any()
+        runs.append((saved, {tag: np.array(points) for tag, points in scalars.items()}))
+    np.testing.assert_equal(runs[0][1], runs[1][1])
+    for part in ("agent", "rnd"):
+        for name, tensor in runs[0][0][part].items():
+            assert torch.equal(tensor, runs[1][0][part][name]), name
+    assert (runs[0][1]["losses/entropy"] != runs[2][1]["losses/entropy"]).any()
+    torch.manual_seed(1)
+    script.Agent(4)
+    for name, tensor in script.RND(4, CPU).target.state_dict().items():
+        assert torch.equal(runs[0][0]["rnd"][f"target.{name}"], tensor)
 
 
-def assert_same(a: object, b: object, where: str = "") -> None:
-    """Equal bit for bit, all the way down, except for the time taken and the flags that name folders."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - {"seconds", "runs_dir", "args"}:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{k}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-@pytest.mark.parametrize("changes", [{}, {"demo_curriculum": True, "int_coef": 0.0}], ids=str)
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, changes):
-    values = {"goal": "2-2", "total_episodes": 80, "max_episode_steps": 60} | changes
-    assert script.train(script.Args(**values, runs_dir=str(tmp_path / "whole")), "Maze-2-2", CPU, None, None) == 0
-    whole = next((tmp_path / "whole").iterdir())
-
-    class StopLater(script.StopSignal):
-        """A signal that comes in the seventh batch."""
-
-        looks = 0
-        number = property(lambda self: signal.SIGINT if self.count() > 7 else 0, lambda self, value: None)
-
-        def count(self):
-            self.looks += 1
-            return self.looks
-
-    args = script.Args(**values, runs_dir=str(tmp_path / "parts"))
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "StopSignal", StopLater)
-        assert script.train(args, "Maze-2-2", CPU, None, None) == 130
-    part = next((tmp_path / "parts").iterdir())
-    path, saved = script.load_checkpoint("--resume", str(part))
-    assert 0 < saved["progress"]["episode"] < 80
-    torch.manual_seed(999)  # whatever went on in between
-    assert script.train(args, "Maze-2-2", CPU, path, saved) == 0
-    states = [torch.load(folder / "latest.pt", weights_only=True) for folder in (whole, part)]
-    assert_same(*states)
-    curves = [read_scalars(folder) for folder in (whole, part)]
-    for curve in curves:
-        curve.pop("charts/SPS")
-    np.testing.assert_equal(*curves)
-
-
-def test_a_nan_stops_the_run_and_names_itself(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("patch", "flags", "words"),
+    [
+        ("novelty", [], "rnd/intrinsic_return_std is nan|losses/policy_loss is nan"),
+        (None, ["--learning-rate", "1e30"], "is not finite|is nan|is inf"),
+    ],
+)
+def test_a_nan_stops_the_run_names_itself_and_is_not_saved(tmp_path, monkeypatch, capsys, patch, flags, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "novelty", lambda errors, bonus: errors.sum(1) * float("nan"))
-    assert run_main(monkeypatch, "--total-episodes", 8) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and " is nan at step" in error and "there is no checkpoint yet" in error
+    if patch:
+        monkeypatch.setattr(script, patch, lambda errors, bonus: errors.sum(1) * float("nan"))
+    status, _, error = call(capsys, "--total-episodes", 8, "--max-episode-steps", 50, *flags)
+    assert status == 1 and error.count("\n") == 1 and re.search(words, error) and " at step " in error
+    assert "nothing is saved" in error and not list(tmp_path.rglob("*.pt*"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -562,155 +513,231 @@ def test_a_nan_stops_the_run_and_names_itself(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--goal", "0-3"], "--goal 0-3: that cell is a wall"),
-        (["--goal", "10-1"], "--goal 10-1: outside the maze, whose rows and columns go from 0 to 9"),
-        (["--goal", "0-0"], "--goal 0-0: that cell is the start"),
-        (["--goal", "9,9"], "--goal 9,9: must be a row and a column, as in 9-9"),
-        (["--goal", "9"], "must be a row and a column"),
-        (["--goal", "²-1"], "must be a row and a column"),
-        (["--bonus", "icm"], "--bonus icm: must be rnd or seed"),
-        (["--num-envs", "0"], "--num-envs 0: must be at least 1"),
-        (["--total-episodes", "-5"], "--total-episodes -5: must be at least 1"),
-        (["--max-episode-steps", "0"], "must be at least 1"),
-        (["--eval-episodes", "0"], "must be at least 1"),
-        (["--learning-rate", "0"], "--learning-rate 0.0: must be a positive number"),
-        (["--baseline-learning-rate", "-1"], "must be a positive number"),
+        *(
+            (["--goal", goal], f"--goal {goal}: must be row-column")
+            for goal in ("0-3", "10-1", "0-0", "9,9", "9", "²-1")
+        ),
+        (["--num-envs", 0], "--num-envs 0: must be at least 1"),
+        (["--total-episodes", -5], "--total-episodes -5: must be at least 1"),
+        (["--max-episode-steps", 0], "must be at least 1"),
+        (["--eval-episodes", 0], "must be at least 1"),
+        (["--num-envs", 10**9], "--num-envs 1000000000: must be less"),
+        (["--learning-rate", 0], "--learning-rate 0.0: must be a positive number"),
+        (["--baseline-learning-rate", -1], "must be a positive number"),
         (["--predictor-learning-rate", "nan"], "must be a positive number"),
-        (["--max-grad-norm", "0"], "must be a positive number"),
-        (["--int-coef", "-1"], "must be a number that is not negative"),
-        (["--ent-coef", "inf"], "must be a number that is not negative"),
-        (["--int-coef", 0, "--int-gamma", 0.5], "--int-gamma contradicts --int-coef 0: there is no bonus"),
-        (["--no-baseline", "--baseline-learning-rate", 0.1], "--baseline-learning-rate contradicts --no-baseline"),
-        (["--no-baseline", "--int-episodic"], "--int-episodic contradicts --no-baseline"),
-        (["--seed", "-1"], "must be a number that is not negative"),
-        (["--seed", "1e20"], "--seed 100000000000000000000: must be below 2^63"),
-        (["--gamma", "1.1"], "--gamma 1.1: must be in [0, 1]"),
-        (["--resume", "nowhere"], "--resume nowhere: there is no checkpoint nowhere"),
-        (["--evaluate", "nowhere"], "--evaluate nowhere: there is no checkpoint nowhere"),
+        (["--max-grad-norm", 0], "must be a positive number"),
+        (["--int-coef", -1], "must be at least 0"),
+        (["--ent-coef", "inf"], "must be at least 0"),
+        (["--int-coef", 0, "--ext-coef", 0], "must be above 0 with --int-coef 0"),
+        (["--seed", -1], "must be at least 0"),
+        (["--seed", 10**20], "and below 2^63"),
+        (["--gamma", 1.1], "--gamma 1.1: must be in [0, 1]"),
+        (["--evaluate", "nowhere"], "there is no checkpoint nowhere"),
+        (["--evaluate", ""], "there is no checkpoint"),
     ],
+    ids=str,
 )
 def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path, flags, message):
     monkeypatch.chdir(tmp_path)
-    assert run_main(monkeypatch, *flags) == 2
-    error = capsys.readouterr().err
+    status, out, error = call(capsys, *flags)
+    assert status == 2 and not out
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [["--num-envs", "1.5"], ["--num-env", "4"], ["--device", "tpu"], ["--gamma", "x"]])
-def test_what_the_parser_refuses(monkeypatch, capsys, flags):
-    with pytest.raises(SystemExit, match="2"):
-        run_main(monkeypatch, *flags)
-
-
-def test_checkpoints_that_do_not_fit(monkeypatch, capsys, tmp_path):
+def test_what_else_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert run_main(monkeypatch, "--total-episodes", 8, "--max-episode-steps", 20) == 0
-    run_dir = only_run(tmp_path)
-    good = (run_dir / "latest.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(good[:5000])
-    torch.save({"script": "another", "args": {}}, tmp_path / "foreign.pt")
-    capsys.readouterr()
-    for flags, message in [
-        (["--resume", run_dir], "has all of its 8 episodes; ask for more with --total-episodes"),
-        (["--resume", run_dir, "--goal", "9-9"], "is of a run with goal 9-1, not 9-9"),
-        (["--resume", run_dir, "--demo-curriculum"], "is of a run with demo_curriculum False, not True"),
-        (["--resume", run_dir, "--num-envs", 2, "--total-episodes", 16], "is of a run with num_envs 4, not 2"),
-        (["--resume", "cut.pt"], "cut.pt is damaged or is no checkpoint"),
-        (["--resume", "foreign.pt"], "was written by another, not by this script"),
-        (["--resume", run_dir, "--evaluate", run_dir], "exclude each other"),
-    ]:
-        assert run_main(monkeypatch, *flags) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and message in error
-    assert (run_dir / "latest.pt").read_bytes() == good
-    assert run_main(monkeypatch, "--resume", run_dir, "--total-episodes", 12) == 0
-    assert torch.load(run_dir / "latest.pt", weights_only=True)["progress"]["episode"] == 12
-    capsys.readouterr()
-    assert run_main(monkeypatch, "--resume", run_dir, "--total-episodes", 48) == 0  # an eighth is 6 episodes
-    assert capsys.readouterr().out.count("likeliest actions, and where") == 6
-    monkeypatch.chdir(run_dir)
-    assert run_main(monkeypatch, "--evaluate", ".", "--plot") == 0
-    monkeypatch.chdir(tmp_path)
-    rates = {"--learning-rate": 0.01, "--baseline-learning-rate": 0.02, "--predictor-learning-rate": 0.03}
-    flags = ["--total-episodes", 60, "--no-anneal", *(x for pair in rates.items() for x in pair)]
-    assert run_main(monkeypatch, "--resume", run_dir, *flags) == 0
-    state = torch.load(run_dir / "latest.pt", weights_only=True)
-    groups = [*state["optimizer"]["param_groups"], *state["predictor_optimizer"]["param_groups"]]
-    assert [group["lr"] for group in groups] == [*rates.values()]
+    bad = ["--num-envs", "1.5"], ["--num-env", "4"], ["--device", "tpu"], ["--gamma", "x"], ["--bonus", "icm"]
+    for flags in bad:
+        assert call(capsys, *flags)[0] == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, error = call(capsys)
+    assert status == 2 and "without torchrun" in error
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_run_as_a_user_sees_it(tmp_path):
-    done = run_script("reinforce_rnd_maze.py", "--total-episodes", 160, "--plot", "--seed", 3, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run as a user starts it: its folder and what was printed."""
+    cwd = tmp_path_factory.mktemp("finished")
+    flags = ["--total-episodes", 104, "--max-episode-steps", 200, "--plot", "--seed", 3, "--runs-dir", "sp ace"]
+    done = run_script("reinforce_rnd_maze.py", *flags, cwd=cwd)
     assert done.returncode == 0, done.stderr
+    (folder,) = (cwd / "sp ace").iterdir()
+    return folder, done
+
+
+def test_a_run_as_a_user_sees_it(finished):
+    folder, done = finished
     assert not done.stderr
-    for words in ("device       cpu", "Maze-9-1 x 4, shortest path 14 steps, bonus rnd x 1", "folder       runs/"):
+    for words in ("device       cpu (1 thread)", "Maze-9-1 x 4, shortest path 14 steps", "folder       sp ace/"):
         assert words in done.stdout
-    run_dir = only_run(tmp_path)
-    assert re.fullmatch(r"Maze-9-1__reinforce_rnd_maze__3__\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run_dir.name)
-    # eight times the policy as arrows and the last trajectory, 10 lines each, and the last line repeats the score
+    assert re.fullmatch(r"Maze-9-1__reinforce_rnd_maze__3__\d{8}-\d{6}-\d{6}", folder.name)
+    # eight times the policy as arrows and the last trajectory, 10 lines each, and the last lines repeat the score
     assert done.stdout.count("likeliest actions, and where the last episode went") == 8
     assert len(re.findall(r"^([↑↓←→■X] ){10}    ([o·■X]( |$)){10}$", done.stdout, re.M)) == 80
     assert re.search(r"goal first reached +after [\d,]+ episodes, [\d,]+ steps\n", done.stdout)
-    assert re.search(
-        r"score [01]\.\d\d over the last 100 episodes, steps [\d,]+, time 0:\d\d:\d\d, folder", done.stdout
-    )
-    for name in ("exploration.png", "policy.png", "learning_curve.png"):
-        assert (run_dir / name).read_bytes().startswith(b"\x89PNG"), name
-    scalars = read_scalars(run_dir)
+    assert re.search(r"success [01]\.\d\d, 104 episodes, [\d,]+ steps in \d\d:\d\d, folder", done.stdout)
+    assert f"evaluate with: python {ROOT / 'reinforce_rnd_maze.py'} --evaluate 'sp ace/{folder.name}'" in done.stdout
+    names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+    assert names == {"latest.pt", "exploration.png", "policy.png", "learning_curve.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+    scalars = read_scalars(folder)
     assert {
         *("charts/episodic_return", "charts/episodic_length", "charts/success_rate", "charts/SPS", "charts/moved"),
         *("losses/policy_loss", "losses/entropy", "losses/predictor_loss", "losses/grad_norm", "charts/episodes"),
         *("losses/value_loss_int", "losses/value_loss_ext", "rnd/intrinsic_reward", "rnd/cells_visited"),
         *("losses/explained_variance_int", "losses/explained_variance_ext", "rnd/intrinsic_return_std"),
-        *("gradients/policy.0.weight", "gradients/baseline.1.weight", "gradients/predictor.1.weight"),
+        *("charts/learning_rate", "losses/value_loss"),
     } <= scalars.keys()
     steps = [step for step, _ in scalars["charts/episodic_return"]]
-    assert len(steps) == 40 and steps[-1] > steps[0] > 0
+    assert len(steps) == 26 and steps[-1] > steps[0] > 0
     lengths = [4 * value for _, value in scalars["charts/episodic_length"]]
     np.testing.assert_allclose(np.cumsum(lengths), steps)
 
-    done = run_script("reinforce_rnd_maze.py", "--evaluate", run_dir, "--eval-episodes", 50, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"success [01]\.\d\d \+- 0\.\d\d \(mean, standard error\), length \d+\.\d", done.stdout)
-    assert "the shortest is 14" in done.stdout
+
+def test_evaluation(finished, capsys, monkeypatch):
+    """Fresh draws, the run's flags, nothing in its folder touched; a damaged or odd file is one line."""
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    drawn = []
+    monkeypatch.setattr(script, "collect", lambda *args: drawn.append(torch.initial_seed()) or collect(*args))
+    monkeypatch.chdir(folder)
+    assert [call(capsys, "--evaluate", ".", "--seed", seed)[0] for seed in (1, 2)] == [0, 0]
+    assert len({1, 2, *drawn}) == 4
+    status, out, error = call(capsys, "--evaluate", folder / "latest.pt", "--eval-episodes", 50)
+    assert status == 0 and not error and "the shortest is 14" in out
+    assert re.search(r"success [01]\.\d\d \+- 0\.\d\d \(mean, standard error\), length \d+\.\d", out)
+    assert float(re.search(r"length (.*)", out)[1]) <= 200  # the run's --max-episode-steps
+    status, out, _ = call(capsys, "--evaluate", folder, "--eval-episodes", 1, "--goal", "9-6")
+    assert status == 0 and "nan" not in out and "the shortest is 23" in out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, status):
-    command = [sys.executable, "-u", str(ROOT / "reinforce_rnd_maze.py"), "--total-episodes", "400"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("episode "):
+collect = script.collect
+
+
+def test_files_that_are_damaged_or_odd(finished, capsys, tmp_path):
+    good = (finished[0] / "latest.pt").read_bytes()
+    state = torch.load(io.BytesIO(good), weights_only=True)
+    files = {"cut": good[:5000], "empty": b"", "text": b"hello"}
+    for k in range(1, 5):  # one bit, in several places
+        place = len(good) * k // 5
+        files[f"flip{k}"] = good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+    first, *_ = state["agent"]
+    odd = {"no_agent": {**state, "agent": {}}, "no_args": {**state, "args": {}}, "list": [1, 2], "foreign": {"a": 1}}
+    odd["step"] = state | {"step": "many"}
+    odd["nan"] = state | {"agent": state["agent"] | {first: state["agent"][first] * float("nan")}}
+    odd["shape"] = state | {"agent": state["agent"] | {first: torch.zeros(3)}}
+    for name, content in odd.items():
+        torch.save(content, buffer := io.BytesIO())
+        files[name] = buffer.getvalue()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        status, _, error = call(capsys, "--evaluate", tmp_path / name)
+        assert status == 2 and error.count("\n") == 1, name
+        assert f"{name} is damaged or does not fit this script" in error, name
+
+
+def test_a_renamed_copy_evaluates_in_the_console_s_own_marks(finished, tmp_path):
+    """And without its standard error, where the console has no arrows."""
+    copy = tmp_path / "my_maze.py"
+    copy.write_text((ROOT / "reinforce_rnd_maze.py").read_text())
+    command = ["sh", "-c", '"$@" 2>&-', "sh", sys.executable, str(copy), "--evaluate", str(finished[0])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0
+    assert len(re.findall(rb"(?m)^([\^v<>#X] ){10}    ([o.#X]( |\r?$)){10}$", done.stdout)) == 10
+
+
+@pytest.mark.parametrize(("encoding", "marks"), [("ascii", "^#."), ("cp437", "■·"), ("utf-8", "↑■·")])
+def test_the_maze_is_drawn_in_marks_that_the_console_has(monkeypatch, encoding, marks):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    text = script.draw(script.MazeEnvs(1, (9, 9)), torch.zeros(67, dtype=torch.int64), [0, 1])
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode(encoding)
+        assert set(marks) <= set(text) or encoding == "cp437"  # which has blocks, but no arrows
+        return
+    pytest.fail(encoding)
+
+
+@pytest.mark.parametrize("reader", ["there", "gone", "goes with Ctrl-C"])
+def test_ctrl_c_saves_and_says_how_to_evaluate(tmp_path, reader):
+    """Also where the program behind the pipe ends by the same Ctrl-C, or has ended long before."""
+    command = [sys.executable, "-u", str(ROOT / "reinforce_rnd_maze.py"), "--total-episodes", "4000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in iter(process.stdout.readline, b""):
+        if reader == "gone" and line.startswith(b"folder"):
+            process.stdout.close()
             break
-    process.send_signal(number)
-    rest, error = process.communicate(timeout=60)
-    assert process.returncode == status and not error
-    run_dir = only_run(tmp_path).relative_to(tmp_path)
-    assert f"--resume {run_dir}" in rest.splitlines()[-1]
-    episode = torch.load(tmp_path / run_dir / "latest.pt", weights_only=True)["progress"]["episode"]
-    assert 50 <= episode < 400
-    done = run_script("reinforce_rnd_maze.py", "--resume", run_dir, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    state = torch.load(tmp_path / run_dir / "latest.pt", weights_only=True)
-    assert state["progress"]["episode"] == 400 == state["curve"][-1][1]
+        if line.startswith(b"episode "):
+            break
+    if reader == "gone":
+        (folder,) = (tmp_path / "runs").iterdir()
+        limit = time.monotonic() + 60
+        while time.monotonic() < limit:  # it goes on
+            with contextlib.suppress(KeyError):
+                if len(read_scalars(folder)["charts/SPS"]) > 20:
+                    break
+            time.sleep(0.2)
+    elif reader == "goes with Ctrl-C":
+        process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read().decode() if reader == "there" else ""
+    error = process.stderr.read().decode()
+    assert process.wait(60) == 130 and not error
+    (path,) = (tmp_path / "runs").glob("*/latest.pt")
+    if reader == "there":
+        assert f"--evaluate runs/{path.parent.name}" in rest.splitlines()[-1]
+    saved = torch.load(path, weights_only=True)
+    assert 20 <= saved["curve"][-1][1] < 4000 and saved["curve"][-1][0] == saved["step"]
+    assert not list(path.parent.glob("*.tmp"))
 
 
-def test_help_names_every_flag():
-    done = run_script("reinforce_rnd_maze.py", "--help", cwd=ROOT)
+def test_two_runs_in_one_second_and_main_in_a_notebook(tmp_path, monkeypatch):
+    """Two folders; handlers, hooks and threads are as before; without __file__ there is still a name."""
+    import threading
+
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(2)
+    before = signal.getsignal(signal.SIGINT), threading.excepthook, torch.get_num_threads(), sys.stdout
+    flags = ["--total-episodes", "4", "--max-episode-steps", "5", "--runs-dir", "~/here"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert script.main(flags) == script.main(flags) == 0
+    assert len(list((tmp_path / "here").iterdir())) == 2
+    notebook = {"__name__": "notebook"}
+    exec(compile((ROOT / "reinforce_rnd_maze.py").read_text(), "cell", "exec"), notebook)
+    assert notebook["SCRIPT"] == "notebook"
+    assert before == (signal.getsignal(signal.SIGINT), threading.excepthook, torch.get_num_threads(), sys.stdout)
+
+
+def test_a_disk_that_is_full(finished, tmp_path, monkeypatch):
+    """A write that fails leaves the old file, and nothing beside it."""
+    path = tmp_path / "latest.pt"
+    path.write_bytes(b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(script.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        script.write(path, io.BytesIO(b"new"))
+    assert [p.name for p in tmp_path.iterdir()] == ["latest.pt"] and path.read_bytes() == b"old"
+
+
+def test_help_names_every_flag(capsys):
+    status, out, _ = call(capsys, "--help")
     source = (ROOT / "reinforce_rnd_maze.py").read_text()
+    assert status == 0
     for name in vars(script.Args()):
-        assert f"--{name.replace('_', '-')}" in done.stdout
+        assert f"--{name.replace('_', '-')}" in out
         assert f"args.{name}" in source or f'"{name}"' in source
 
 
 @pytest.mark.learning
 def test_the_bonus_finds_and_keeps_the_far_goal(tmp_path):
     start = time.process_time()
-    args = script.Args(goal="9-9", runs_dir=str(tmp_path))
     torch.set_num_threads(1)
-    assert script.train(args, "Maze-9-9", CPU, None, None) == 0
-    state = torch.load(next(tmp_path.iterdir()) / "latest.pt", weights_only=True)
-    step, _, success, path_length = state["curve"][-1]
-    assert success >= 0.95 and path_length == 50 and step <= 5e6
+    saved, _ = train_here(script.Args(goal="9-9"), tmp_path)
+    step, _, success, length = saved["curve"][-1]
+    assert success >= 0.95 and length == 50 and step <= 5e6
     assert time.process_time() - start < 60
