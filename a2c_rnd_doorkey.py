@@ -56,6 +56,7 @@ import difflib
 import importlib.util
 import io
 import math
+import operator
 import os
 import pathlib
 import re
@@ -950,9 +951,12 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
-        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
-        if not (isinstance(saved["step"], int) and saved["step"] >= 0):
-            raise ValueError(f"step {saved['step']}")
+        for flag, default in defaults.items():
+            value = saved["args"].get(flag, default)
+            defaults[flag] = value if None in (default, value) else type(default)(value)  # ValueError at an odd one
+        saved["args"] = defaults
+        if operator.index(saved["step"]) < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
+            raise ValueError("counters that make no sense")
     return path, saved
 
 
@@ -998,6 +1002,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, sum(NUM_CODES) if args.one_hot else 3).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
+        if not all(x.isfinite().all() for x in agent.parameters()):
+            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
@@ -1086,7 +1092,7 @@ def main(argv: list[str] | None = None) -> int:
             known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
             if not known:
                 raise  # a mistake in this script: show where
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 1
 
 

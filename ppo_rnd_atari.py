@@ -46,6 +46,7 @@ import difflib
 import importlib.util
 import io
 import math
+import operator
 import os
 import pathlib
 import re
@@ -626,7 +627,7 @@ def resolve_env_id(name: str) -> str:
     if key in games:
         return games[key]
     stem = re.sub(r"(-ram)?(noframeskip|deterministic)?(-v\d+)?$", "", key)  # without what other versions add
-    hints = [games[match] for match in difflib.get_close_matches(stem, games)]
+    hints = [games[match] for match in difflib.get_close_matches(stem, games, n=1 if stem in games else 3)]
     hint = f"did you mean {' or '.join(hints)}?" if hints else "this script plays Atari games"
     raise UserError(f"--env-id {name}: no such game; {hint}")
 
@@ -963,11 +964,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
-            defaults[flag] = value if default is None else type(default)(value)  # a ValueError at an odd one
+            defaults[flag] = value if None in (default, value) else type(default)(value)  # ValueError at an odd one
         saved["args"] = defaults
-        if not (
-            isinstance(saved["step"], int) and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < 1e18
-        ):
+        if operator.index(saved["step"]) < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
             raise ValueError("counters that make no sense")
     return path, saved
 
@@ -1024,6 +1023,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
+        if not all(x.isfinite().all() for x in agent.parameters()):
+            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
@@ -1110,7 +1111,10 @@ def main(argv: list[str] | None = None) -> int:
             if not known and RANKS == 1:
                 raise  # a mistake in this script: show where
             who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""
-            print(f"error: {who}{str(error).splitlines()[0]}", file=Console(sys.__stderr__) if RANK else sys.stderr)
+            print(
+                f"error: {who}{(str(error) or repr(error)).splitlines()[0]}",
+                file=Console(sys.__stderr__) if RANK else sys.stderr,
+            )
             return 1
 
 

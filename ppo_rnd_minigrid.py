@@ -56,6 +56,7 @@ import difflib
 import importlib.util
 import io
 import math
+import operator
 import os
 import pathlib
 import re
@@ -999,11 +1000,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # a ValueError at an odd one
+            defaults[flag] = value if None in (default, value) else type(default)(value)  # ValueError at an odd one
         saved["args"] = defaults
-        if not (
-            isinstance(saved["step"], int) and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < 1e18
-        ):
+        if operator.index(saved["step"]) < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
             raise ValueError("counters that make no sense")
     return path, saved
 
@@ -1049,6 +1048,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, 1 if args.single_head else 2, NUM_INPUTS[args.policy_obs]).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
+        if not all(x.isfinite().all() for x in agent.parameters()):
+            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
@@ -1132,7 +1133,7 @@ def main(argv: list[str] | None = None) -> int:
             known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
             if not known:
                 raise  # a mistake in this script: show where
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 1
 
 

@@ -873,7 +873,7 @@ def main(argv: list[str] | None = None) -> int:
         except (RunError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 1
         finally:
             torch.set_num_threads(threads)

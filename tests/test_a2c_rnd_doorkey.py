@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import CPU, ROOT, assert_same, call_main, doorkey, play_both, read_scalars, run_script
+from conftest import CPU, ROOT, assert_same, call_main, doorkey, read_scalars, run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import a2c_rnd_doorkey as script
@@ -63,14 +63,6 @@ def run(finished, tmp_path) -> pathlib.Path:
 # ----------------------------------------------------------------------------------------------------------------------
 # Environment
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("size", "steps"), [(5, 4000), (8, 3000)])
-def test_envpool_and_the_minigrid_package_show_the_same_on_the_same_grid(size, steps):
-    actions = np.random.default_rng(size).choice(7, steps, p=[0.15, 0.15, 0.3, 0.15, 0.05, 0.15, 0.05])
-    seen = play_both(size, actions, seed=3)
-    assert seen["steps on the one grid left"] > 0.5 * steps  # there, every view was predicted before it was seen
-    assert seen["episodes"] >= 4 and seen["keys"] > 0 and (size == 8 or seen["goals"] > 0), seen
 
 
 def make_envs(env_id: str, num_envs: int, seed: int, backend: str) -> script.MiniGridEnvs:
@@ -756,14 +748,6 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     for word in ("device", "environment  MiniGrid-DoorKey-5x5-v0 x 4", "parameters", "rollout", "folder"):
         assert any(line.startswith(word) for line in lines), word
     assert lines[-1].startswith("return ") and "320 steps in 00:" in lines[-1] and run_dir.name in lines[-1]
-
-
-def test_tracking_without_a_network(tmp_path):
-    pytest.importorskip("wandb")
-    flags = [*argv(**SMALL), "--track"]
-    out = run_script("a2c_rnd_doorkey.py", *flags, cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline"})
-    assert out.returncode == 0, out.stderr
-    assert list(tmp_path.glob("wandb/offline-run-*"))
 
 
 @pytest.mark.learning

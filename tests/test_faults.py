@@ -4,6 +4,7 @@ Most of it is tried in this process, with Atari's emulators replaced (conftest.A
 system can do to a run is tried on processes of their own. The maze's runs last half a minute: they are not resumed.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import signal
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -478,14 +480,26 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path):
     command = [sys.executable, str(ROOT / f"{FAST}.py"), *map(str, flags(FAST, 10**5)), "--checkpoint-interval", "0"]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         os.chdir(tmp_path)
         os.execv(command[0], command)
-    shown = b""
-    while b"steps/s" not in shown:  # the bar
-        shown += os.read(terminal, 1000)
-    (path,) = wait_for(lambda: [*tmp_path.glob("runs/*/latest.pt")])
-    os.close(terminal)  # the kernel sends SIGHUP
-    _, status = os.waitpid(pid, 0)
+    try:
+        termios.tcsetwinsize(terminal, (24, 80))
+        os.set_blocking(terminal, False)
+        shown = []
+
+        def saved() -> list[pathlib.Path]:
+            with contextlib.suppress(BlockingIOError):
+                shown.append(os.read(terminal, 10**6))
+            return [*tmp_path.glob("runs/*/latest.pt")]
+
+        (path,) = wait_for(saved)
+        assert b"%|" in b"".join(shown)  # the bar
+        os.close(terminal)  # the kernel sends SIGHUP
+        _, status = wait_for(lambda: (ended := os.waitpid(pid, os.WNOHANG)) != (0, 0) and ended)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(status) == 129
     state = load(path)
     assert state["step"] > 0 and state["args"]["num_envs"] == 4
