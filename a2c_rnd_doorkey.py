@@ -56,7 +56,6 @@ import difflib
 import importlib.util
 import io
 import math
-import operator
 import os
 import pathlib
 import re
@@ -67,7 +66,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 if __name__ == "__main__":
@@ -176,8 +175,6 @@ PRESETS["tuned-16x16"] = PRESETS["tuned"] | {
 
 
 # ------------------------------------------------------------------------------------------------ Environment
-
-
 def to_tensor(views: list[bytes]) -> Tensor:
     """Views (U, 7, 7, 3) uint8."""
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(views)), np.uint8).reshape(-1, 7, 7, 3))
@@ -323,8 +320,6 @@ class RND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-
-
 class RunningMoments(nn.Module):
     """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
@@ -365,10 +360,10 @@ def novelty(rnd: RND, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
+    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
-    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
+    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -386,8 +381,8 @@ def gae(
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
     A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the value of
-    that episode's last frame, since the next episode's first is not there yet.)
+    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
+    value of that episode's last frame, since the next episode's first is not there yet.)
 
     Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
@@ -432,8 +427,6 @@ def a2c_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
-
-
 class Rollout(NamedTuple):
     """T steps of N environments. The last row of index and values is what follows the last step.
 
@@ -564,8 +557,6 @@ def update(
 
 
 # --------------------------------------------------------------------------------------------------- Training
-
-
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains until the end, solved or a signal, or on from what was `saved` in `path`. Returns the status."""
     T, N = args.num_steps, args.num_envs
@@ -599,11 +590,6 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
 
 
 # ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
-
-
-SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
-
-
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
@@ -627,7 +613,7 @@ def check_args(args: Args) -> None:
         (rates, lambda x: x is None or 0 < x < math.inf, "a positive number"),
         ("solved_score", lambda x: x is None or not math.isnan(x), "a number"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps"),
-        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("evaluate", lambda x: x is None or args.resume is None, "without --resume"),
         ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
@@ -711,7 +697,7 @@ class EpisodeStats:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
     return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
@@ -720,7 +706,7 @@ def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor
 def diagnostics(
     agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """What to log beside the means of the update. The largest logit shows a policy that has burst."""
+    """What to log beside the means of the update. The largest logit shows a policy that has diverged."""
     scalars = {
         "rnd/intrinsic_reward": masked_mean(intrinsic, rollout.valid),
         "rnd/intrinsic_return_std": rnd.return_rms.var.sqrt().float(),
@@ -755,19 +741,8 @@ class Console:
         return getattr(self.stream, name)
 
 
-@contextlib.contextmanager
-def handler(number: int, receive: Callable) -> Iterator[None]:
-    """Inside, this signal is received by that function; in a thread that gets no signals, nothing changes."""
-    before = signal.signal(number, receive) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(number, before)
-
-
 class Progress(tqdm):
-    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, rate, status."""
+    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
     monitor_interval = 0  # no thread that prints the same line again
 
@@ -796,15 +771,15 @@ class Run:
         self.stack = contextlib.ExitStack()  # what to undo at the end
         self.open_folder(path)
         self.introduce(rollout)
-        # an error in TensorBoard's thread is shown by it, and raised here with the next scalar: once is
-        # enough
+        # TensorBoard's thread shows its own error, and the next scalar raises it here: once is enough
         self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda _: None
         self.signal = 0
         self.past: list[dict[str, float]] = []  # scalars of the rollouts since the last line of the log
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
-                self.stack.enter_context(handler(number, self.receive))
+                with contextlib.suppress(ValueError):  # in a thread, which gets no signals
+                    self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
         self.bar = tqdm(disable=True)
         self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
@@ -813,7 +788,8 @@ class Run:
     def open_folder(self, path: pathlib.Path | None) -> None:
         """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{SCRIPT}__{args.seed}__{now}"
+        script = pathlib.Path(globals().get("__file__", "notebook")).stem
+        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
         try:
             if path:
                 self.folder = path.parent
@@ -843,7 +819,7 @@ class Run:
         args, device = self.args, rollout.obs.device
         facts = {x.__name__: x.__version__ for x in (torch, envpool, minigrid, gym, np)}
         facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
-        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, no repository
             describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
             facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
         table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
@@ -869,7 +845,7 @@ class Run:
         """Every --log-interval rollouts logs the means over these and moves the bar. RunError at a NaN."""
         scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
         for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
                 last = self.folder / "latest.pt"
                 where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
                 raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
@@ -890,7 +866,7 @@ class Run:
         self.logged = now
 
     def save(self, now: bool = False) -> None:
-        """Every --checkpoint-interval minutes, or now: latest.pt, and best.pt if the last returns are the best yet."""
+        """If it is time, or now: writes latest.pt, and best.pt if the last returns are the best yet."""
         if not (now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval):
             return
         state = {name: part.state_dict() for name, part in self.learner.items()}
@@ -953,9 +929,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # ValueError at an odd one
+            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if operator.index(saved["step"]) < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
+        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
             raise ValueError("counters that make no sense")
     return path, saved
 
@@ -979,8 +955,6 @@ def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation
-
-
 @contextlib.contextmanager
 def film(path: pathlib.Path) -> Iterator[object]:
     """A gif or mp4 to append pictures (H, W, 3) uint8 to, 8 a second. It gets its name when it is whole."""
@@ -1033,10 +1007,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
 
 
 # ------------------------------------------------------------------------------------------------ Entry point
-
-
 def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
-    """The flags; with --resume or --evaluate those of the run where none is given anew, and its checkpoint."""
+    """The flags, with --resume or --evaluate the run's where none is given anew; and its checkpoint."""
     args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
     was = Args(preset=args.preset, **PRESETS[args.preset])
     if (source := args.evaluate if args.resume is None else args.resume) is not None:
@@ -1061,18 +1033,15 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + the number of a signal."""
+    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + a signal's number."""
     if sys.platform == "linux":
         # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
         # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
         # and M_TOP_PAD.
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
-    with (
-        contextlib.redirect_stdout(Console(sys.stdout)),
-        contextlib.redirect_stderr(Console(sys.stderr)),
-        handler(signal.SIGINT, signal.default_int_handler),
-    ):
+    out, err = Console(sys.stdout), Console(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             args, path, saved = parse(argv)
             auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -1097,4 +1066,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

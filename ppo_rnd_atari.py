@@ -9,32 +9,33 @@
 """PPO with Random Network Distillation (RND) on Atari, in one file.
 
 Paper: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
-The reference for every constant is the authors' code; departures are marked `# paper: ..., here: ..., because ...`.
+The reference for every constant is the authors' code; departures say `# paper: ..., here: ..., because ...`.
 
-A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it on the
-frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a reward:
+A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it
+on the frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a
+reward:
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 512      intrinsic reward of the step from o(t) to o(t+1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
 Four things make it work:
-  1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode: a
-     death costs only the way back to where something is new, so the agent dares to die.
+  1. The bonus has its own value head, discounts faster (0.99 against 0.999) and does not end with the episode:
+     a death costs only the way back to where something is new, so the agent is not deterred by dying.
   2. Frames are whitened pixel by pixel with running statistics and clipped at 5 std. Without it a random target
      hardly tells one room from the next.
   3. The bonus is divided by the running std of its own discounted return, so one coefficient fits all games.
-  4. The predictor learns from a quarter of each batch at 128 environments. If it learned faster, the bonus would be
-     gone before the policy could act upon it.
+  4. The predictor learns from a quarter of each batch at 128 environments. If it learned faster, the bonus
+     would be gone before the policy could act upon it.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari.py --env-id MontezumaRevenge
     python ppo_rnd_atari.py --resume runs/RUN
     python ppo_rnd_atari.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect: the paper's recurrent agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step = 4
-frames). The policy here is the paper's other one, without memory (table 5), for which it gives no such number.
-Nothing but zeros for the first tens of millions of frames is normal. At 128 environments it takes about 2 GB of
-memory. README.md has what this script has reached, and its speed.
+What to expect: the paper's recurrent agents score 8,152 on Montezuma's Revenge after 2 billion frames (1 step
+= 4 frames). The policy here is the paper's other one, without memory (table 5), for which it gives no such
+number. Nothing but zeros for the first tens of millions of frames is normal. At 128 environments it takes
+about 2 GB of memory. README.md has what this script has reached, docs/guide.md its speed.
 """
 
 import collections
@@ -46,7 +47,6 @@ import difflib
 import importlib.util
 import io
 import math
-import operator
 import os
 import pathlib
 import re
@@ -58,7 +58,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 if __name__ == "__main__":
@@ -138,15 +138,15 @@ class Args:
 
 # ------------------------------------------------------------------------------------------------ Environment
 
-ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the game keeps the number of the room in its RAM
+ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the room's number
 
 
 class AtariEnvs:
     """N copies of a game. The one place where auto-reset is dealt with.
 
-    EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the first
-    frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid = False, and
-    everything that learns or counts leaves it out.
+    EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the
+    first frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid =
+    False, and everything that learns or counts leaves it out.
     """
 
     def __init__(self, args: Args, seeds: list[int]):
@@ -192,8 +192,6 @@ class AtariEnvs:
 
 
 # --------------------------------------------------------------------------------------------------- Networks
-
-
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     """Orthogonal weights, zero biases (reference: every layer of every network)."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -232,7 +230,7 @@ class Agent(nn.Module):
 
 
 def rnd_layers() -> list[nn.Module]:
-    """One whitened frame (B, 1, 84, 84) -> features (B, 512): layers of the target, and the predictor's first."""
+    """Whitened frame (B, 1, 84, 84) -> features (B, 512): layers of the target, and the predictor's first."""
     return [
         *(init_layer(nn.Conv2d(1, 32, 8, stride=4)), nn.LeakyReLU(0.2)),
         *(init_layer(nn.Conv2d(32, 64, 4, stride=2)), nn.LeakyReLU(0.2)),
@@ -259,10 +257,8 @@ class RND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-
-
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """x of all ranks together, on each of them; x itself without torchrun."""
+    """The sum of x over the ranks, written into x itself; without torchrun x as it is."""
     if RANKS > 1:
         dist.all_reduce(x)
     return x
@@ -280,7 +276,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count (Chan et al. 1979)."""
+        """Takes in the rows of batch (B, *shape) that have valid (B,) True (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
         first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
         count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
@@ -302,7 +298,7 @@ def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
 
 @torch.no_grad()
 def features(network: nn.Module, frames: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Frames (T, N, 84, 84) uint8 -> features (T, N, 512) of target or predictor, some 1,024 frames at a time."""
+    """Frames (T, N, 84, 84) uint8 -> features (T, N, 512) of target or predictor, 1,024 or so at a time."""
     chunks = frames.split(max(1, 1024 // frames.shape[1]))
     return torch.cat([network(whiten(c.flatten(0, 1), obs_rms)).unflatten(0, c.shape[:2]) for c in chunks])
 
@@ -314,10 +310,10 @@ def novelty(rnd: RND, frames: Tensor) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
+    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
-    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
+    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -335,8 +331,8 @@ def gae(
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
     A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the value of
-    that episode's last frame, since the next episode's first is not there yet.)
+    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
+    value of that episode's last frame, since the next episode's first is not there yet.)
 
     Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
@@ -364,7 +360,7 @@ def normalise(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def predictor_subset(valid: Tensor, size: int) -> Tensor:
-    """Indices (size,) of a random subset of the entries with valid (B,) True; others only if there are too few."""
+    """Indices (size,) of a random subset of the entries with valid (B,) True; others only for want of these."""
     return (torch.rand(len(valid), device=valid.device) + ~valid).argsort()[:size]
 
 
@@ -400,8 +396,6 @@ def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
-
-
 class Rollout(NamedTuple):
     """T steps of N environments. The last row of obs and values is what follows the last step."""
 
@@ -501,11 +495,11 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
 def update(
     agent: Agent, rnd: RND, optimizer: Adam, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """Several passes over the rollout, one Adam step a minibatch for policy, values and predictor. Returns means."""
+    """Several passes over the rollout, one Adam step a minibatch for all networks. Returns means to log."""
     N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("obs", "actions", "logprobs", "valid", "frames")}
     data |= {"advantages": advantages, "returns": returns}  # each (T, N, ...)
-    data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics, as in the reference
+    data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics (reference)
     parameters = optimizer.param_groups[0]["params"]
     update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
     piece_size = 1024 if advantages.device.type == "cpu" else B // M
@@ -527,7 +521,9 @@ def update(
 
             if args.norm_adv:
                 batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)  # samples that are no resets
+            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(
+                min=1
+            )  # samples that are no resets, mean over the ranks
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
                 piece = {key: x[start : start + piece_size] for key, x in batch.items()}
                 loss, metrics = ppo_loss(*forward(agent, piece["obs"], args), piece, args)
@@ -544,10 +540,8 @@ def update(
 
 
 # --------------------------------------------------------------------------------------------------- Training
-
-
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains to the end, until a signal, or on from what was `saved` in file `path`. Returns the exit status."""
+    """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
     step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
     torch.manual_seed(args.seed)  # the same first weights on all ranks
@@ -579,11 +573,6 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
 
 
 # ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
-
-
-SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
-
-
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
@@ -608,7 +597,7 @@ def check_args(args: Args) -> None:
         ("update_proportion", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
         ("num_minibatches", lambda x: args.num_envs % x == 0, f"a divisor of --num-envs {args.num_envs}"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps"),
-        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
         ("evaluate", lambda x: x is None or (args.resume is None and RANKS == 1), "without --resume and torchrun"),
         ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
@@ -719,14 +708,14 @@ class EpisodeStats:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
     return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
 
 @torch.no_grad()
 def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor) -> dict[str, Tensor]:
-    """What to log beside the means of the update. The largest logit shows a policy that has burst."""
+    """What to log beside the means of the update. The largest logit shows a policy that has diverged."""
     scalars = {
         "rnd/intrinsic_reward": masked_mean(intrinsic, rollout.valid),
         "rnd/intrinsic_return_std": rnd.return_rms.var.sqrt().float(),
@@ -760,19 +749,8 @@ class Console:
         return getattr(self.stream, name)
 
 
-@contextlib.contextmanager
-def handler(number: int, receive: Callable) -> Iterator[None]:
-    """Inside, this signal is received by that function; in a thread that gets no signals, nothing changes."""
-    before = signal.signal(number, receive) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(number, before)
-
-
 class Progress(tqdm):
-    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, rate, status."""
+    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
     monitor_interval = 0  # no thread that prints the same line again
 
@@ -805,14 +783,14 @@ class Run:
         if RANK == 0:
             self.open_folder(path)
             self.introduce(rollout)
-        # an error in TensorBoard's thread is shown by it, and raised here with the next scalar: once is
-        # enough
+        # TensorBoard's thread shows its own error, and the next scalar raises it here: once is enough
         self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda _: None
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
-                self.stack.enter_context(handler(number, self.receive))
+                with contextlib.suppress(ValueError):  # in a thread, which gets no signals
+                    self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
         self.bar = tqdm(disable=True)
         self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
@@ -821,7 +799,8 @@ class Run:
     def open_folder(self, path: pathlib.Path | None) -> None:
         """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{SCRIPT}__{args.seed}__{now}"
+        script = pathlib.Path(globals().get("__file__", "notebook")).stem
+        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
         try:
             if path:
                 self.folder = path.parent
@@ -851,7 +830,7 @@ class Run:
         args, device = self.args, rollout.obs.device
         facts = {x.__name__: x.__version__ for x in (torch, envpool, gym, np)}
         facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
-        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, no repository
             describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
             facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
         table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
@@ -866,7 +845,7 @@ class Run:
         print(f"folder       {self.folder}")
 
     def receive(self, number: int, _frame: object) -> None:
-        """Takes note of a signal. A second Ctrl-C ends the process at once (torchrun sends each signal twice)."""
+        """Takes note of a signal. A second Ctrl-C ends the process at once (but torchrun sends each twice)."""
         if not self.signal:
             print(f"\nstopping after this iteration{'; Ctrl-C again: at once' if RANKS == 1 else ''}")
         if number == signal.SIGINT and RANKS == 1:
@@ -879,11 +858,11 @@ class Run:
         return self.signal > 0
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Logs means over the ranks, in one transfer from the device, and moves the bar. RunError at a NaN."""
+        """Logs means over the ranks, in one transfer from the device. Moves the bar. RunError at a NaN."""
         means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
         scalars = dict(zip(scalars, means.tolist(), strict=True))
         for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
                 last = self.folder / "latest.pt"
                 where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
                 raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
@@ -898,7 +877,7 @@ class Run:
         self.step, self.logged = step, now
 
     def save(self, now: bool = False) -> None:
-        """Every --checkpoint-interval minutes, or now: latest.pt, and best.pt if the last returns are the best yet."""
+        """If it is time, or now: writes latest.pt, and best.pt if the last returns are the best yet."""
         due = time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval
         if not all_ranks(now or due)[0]:  # by the clock of rank 0
             return
@@ -964,9 +943,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # ValueError at an odd one
+            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if operator.index(saved["step"]) < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
+        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
             raise ValueError("counters that make no sense")
     return path, saved
 
@@ -991,15 +970,13 @@ def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation
-
-
 def make_evaluation_env(args: Args) -> gym.Env:
     """The game in ale-py, one copy: the same frames and RAM as EnvPool's, and it can be drawn in colour."""
     gym.register_envs(ale_py)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale_id = next(name for name in gym.registry if name.lower() == f"ale/{args.env_id}".lower())
-    options = {"frameskip": 1, "repeat_action_probability": args.sticky_actions, "max_episode_steps": None}
-    env = gym.make(ale_id, render_mode="rgb_array", **options)
+    options = {"frameskip": 1, "repeat_action_probability": args.sticky_actions, "render_mode": "rgb_array"}
+    env = gym.make(ale_id, max_num_frames_per_episode=None, **options)  # the time limit is evaluate's
     return gym.wrappers.FrameStackObservation(gym.wrappers.AtariPreprocessing(env, noop_max=1, frame_skip=4), 4)
 
 
@@ -1018,7 +995,7 @@ def film(path: pathlib.Path) -> Iterator[object]:
 
 @torch.no_grad()
 def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) -> None:
-    """Plays whole games with the policy of a checkpoint, actions drawn as in training. Prints unclipped returns."""
+    """Plays whole games with a checkpoint's policy, actions drawn as in training. Prints unclipped returns."""
     env = make_evaluation_env(args)
     agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
     with reading(path):
@@ -1052,10 +1029,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
 
 
 # ------------------------------------------------------------------------------------------------ Entry point
-
-
 def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
-    """The flags; with --resume or --evaluate those of the run where none is given anew, and its checkpoint."""
+    """The flags, with --resume or --evaluate the run's where none is given anew; and its checkpoint."""
     args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
     if (source := args.evaluate if args.resume is None else args.resume) is not None:
         path, saved = load_checkpoint(source)
@@ -1075,7 +1050,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + the number of a signal."""
+    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + a signal's number."""
     if sys.platform == "linux":
         # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
         # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
@@ -1083,11 +1058,7 @@ def main(argv: list[str] | None = None) -> int:
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
     out, err = (Console(stream if RANK == 0 else None) for stream in (sys.stdout, sys.stderr))
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        handler(signal.SIGINT, signal.default_int_handler),
-    ):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             args, path, saved = parse(argv)
             auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -1104,19 +1075,18 @@ def main(argv: list[str] | None = None) -> int:
             return 130
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks when one has ended: let the first have its say
+            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks with the first one: let rank 0 speak
             return 2
         except (RunError, OSError, MemoryError, RuntimeError) as error:
             known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
             if not known and RANKS == 1:
                 raise  # a mistake in this script: show where
             who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""
-            print(
-                f"error: {who}{(str(error) or repr(error)).splitlines()[0]}",
-                file=Console(sys.__stderr__) if RANK else sys.stderr,
-            )
+            stream = Console(sys.__stderr__) if RANK else sys.stderr
+            print(f"error: {who}{(str(error) or repr(error)).splitlines()[0]}", file=stream)
             return 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

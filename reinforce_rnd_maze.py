@@ -193,8 +193,6 @@ def shortest_path(envs: MazeEnvs) -> list[int]:
 
 
 # --------------------------------------------------------------------------------------------------- Networks
-
-
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     """Orthogonal weights, zero biases (reference: every layer of every network)."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -259,8 +257,6 @@ class RND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-
-
 class RunningMoments(nn.Module):
     """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
@@ -298,10 +294,10 @@ def novelty(errors: Tensor, bonus: str) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
+    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
-    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
+    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -342,8 +338,6 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
-
-
 class Rollout(NamedTuple):
     """An episode in each of N mazes, T steps long at most, and what the agent says of all S states."""
 
@@ -466,8 +460,6 @@ def move_start(envs: MazeEnvs, path: list[int]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- Training
-
-
 def train(args: Args, device: torch.device) -> int:
     """Trains to the end, or until Ctrl-C. Returns the exit status."""
     torch.manual_seed(args.seed)
@@ -529,7 +521,7 @@ def check_args(args: Args) -> None:
         ("gamma int_gamma", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("learning_rate baseline_learning_rate", lambda x: 0 < x < math.inf, "a positive number"),
         ("predictor_learning_rate max_grad_norm", lambda x: 0 < x < math.inf, "a positive number"),
-        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
         ("device", lambda _: ranks == 1, "without torchrun: this script is one process"),
     ):
@@ -547,7 +539,7 @@ def resolve_goal(name: str) -> tuple[int, int]:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
     return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
@@ -624,7 +616,7 @@ class Run:
         args, device = self.args, self.envs.observations.device
         facts = {x.__name__: x.__version__ for x in (torch, np)}
         facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
-        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, no repository
             describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
             facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
         table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
@@ -676,7 +668,7 @@ class Run:
             scalars["charts/start_distance"] = shortest_path(envs).index(envs.start)
         scalars = {key: torch.as_tensor(value).item() for key, value in scalars.items()}
         for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
                 raise RunError(f"{key} is {value} at step {self.step:,}: stopped, nothing is saved")
             self.writer.add_scalar(key, value, self.step)
         status = f"success {success:.2f}, r_int {scalars['rnd/intrinsic_reward']:.4f}"
@@ -744,8 +736,6 @@ def load_agent(source: str) -> tuple[Agent, dict]:
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation
-
-
 def greedy_path(envs: MazeEnvs, actions: Tensor) -> tuple[list[int], int | None]:
     """The states after state 0 when actions (S,) are taken, and their number, None if they miss the goal."""
     actions, path = actions.tolist(), [0]
@@ -839,8 +829,6 @@ def evaluate(args: Args, device: torch.device, agent: Agent) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ Entry point
-
-
 def parse(argv: list[str] | None) -> tuple[Args, Agent | None]:
     """The flags; with --evaluate the goal and the time limit are the run's where they are not given anew."""
     args, agent = tyro.cli(Args, args=argv, description=__doc__), None

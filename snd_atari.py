@@ -51,7 +51,6 @@ import difflib
 import importlib.util
 import io
 import math
-import operator
 import os
 import pathlib
 import re
@@ -63,7 +62,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 if __name__ == "__main__":
@@ -184,7 +183,7 @@ PRESETS = {  # what each differs in from the defaults
 
 # ------------------------------------------------------------------------------------------------ Environment
 
-ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the game keeps the number of the room in its RAM
+ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the room's number
 
 
 class AtariEnvs:
@@ -238,8 +237,6 @@ class AtariEnvs:
 
 
 # --------------------------------------------------------------------------------------------------- Networks
-
-
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     """Orthogonal weights, zero biases (reference: every layer of every network)."""
     nn.init.orthogonal_(layer.weight, gain)
@@ -359,10 +356,8 @@ class SND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-
-
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """x of all ranks together, on each of them; x itself without torchrun."""
+    """The sum of x over the ranks, written into x itself; without torchrun x as it is."""
     if RANKS > 1:
         dist.all_reduce(x)
     return x
@@ -380,7 +375,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), of which only the rows with valid (B,) True count (Chan et al. 1979)."""
+        """Takes in the rows of batch (B, *shape) that have valid (B,) True (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
         first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
         count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
@@ -432,10 +427,10 @@ def episodic_spread(seen: Tensor, starts: Tensor, memory: Tensor, position: Tens
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment by itself.
+    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It runs forward in time, over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset
-    step leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
+    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -453,8 +448,8 @@ def gae(
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
     A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the value of
-    that episode's last frame, since the next episode's first is not there yet.)
+    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
+    value of that episode's last frame, since the next episode's first is not there yet.)
 
     Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
@@ -647,8 +642,6 @@ def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
-
-
 class Rollout(NamedTuple):
     """T steps of N environments. The last row of obs and values is what follows the last step."""
 
@@ -812,10 +805,8 @@ def update(
 
 
 # --------------------------------------------------------------------------------------------------- Training
-
-
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains to the end, until a signal, or on from what was `saved` in file `path`. Returns the exit status."""
+    """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, len(stream_coefs(args))
     step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
     torch.manual_seed(args.seed)  # the same first weights on all ranks
@@ -850,11 +841,6 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
 
 
 # ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
-
-
-SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
-
-
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
@@ -887,7 +873,7 @@ def check_args(args: Args) -> None:
         ("target_batch", lambda x: x <= rollout or not learns, f"at most a rollout, {rollout} steps"),
         ("target_batch", lambda x: x > 1 or args.target_loss != "vicreg", "at least 2 for vicreg's variance"),
         ("pair", lambda x: x == "next" or not alike, "next with --aug none: a frame would be compared with itself"),
-        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0: something must be learned from"),
+        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("evaluate", lambda x: x is None or (args.resume is None and RANKS == 1), "without --resume and torchrun"),
         ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
@@ -1018,7 +1004,7 @@ class Pictures:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
     values, returns = values[valid], returns[valid]
     return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
 
@@ -1027,7 +1013,7 @@ def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor
 def diagnostics(
     agent: Agent, snd: SND, rollout: Rollout, bonus: dict[str, Tensor], returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """What to log beside the means of the update. The largest logit shows a policy that has burst."""
+    """What to log beside the means of the update. The largest logit shows a policy that has diverged."""
     scalars = {f"rnd/{name}": masked_mean(x, rollout.valid) for name, x in bonus.items()}
     scalars["losses/max_logit"] = agent(rollout.obs[-1])[0].abs().max()
     if args.int_norm:
@@ -1060,19 +1046,8 @@ class Console:
         return getattr(self.stream, name)
 
 
-@contextlib.contextmanager
-def handler(number: int, receive: Callable) -> Iterator[None]:
-    """Inside, this signal is received by that function; in a thread that gets no signals, nothing changes."""
-    before = signal.signal(number, receive) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(number, before)
-
-
 class Progress(tqdm):
-    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time taken and left, rate, status."""
+    """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
     monitor_interval = 0  # no thread that prints the same line again
 
@@ -1105,14 +1080,14 @@ class Run:
         if RANK == 0:
             self.open_folder(path)
             self.introduce(rollout)
-        # an error in TensorBoard's thread is shown by it, and raised here with the next scalar: once is
-        # enough
+        # TensorBoard's thread shows its own error, and the next scalar raises it here: once is enough
         self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda _: None
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
-                self.stack.enter_context(handler(number, self.receive))
+                with contextlib.suppress(ValueError):  # in a thread, which gets no signals
+                    self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
         self.bar = tqdm(disable=True)
         self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
@@ -1121,7 +1096,8 @@ class Run:
     def open_folder(self, path: pathlib.Path | None) -> None:
         """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{SCRIPT}__{args.seed}__{now}"
+        script = pathlib.Path(globals().get("__file__", "notebook")).stem
+        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
         try:
             if path:
                 self.folder = path.parent
@@ -1151,7 +1127,7 @@ class Run:
         args, device = self.args, rollout.obs.device
         facts = {x.__name__: x.__version__ for x in (torch, envpool, gym, np)}
         facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
-        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, repository or file
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, no repository
             describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
             facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
         table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
@@ -1167,7 +1143,7 @@ class Run:
         print(f"folder       {self.folder}")
 
     def receive(self, number: int, _frame: object) -> None:
-        """Takes note of a signal. A second Ctrl-C ends the process at once (torchrun sends each signal twice)."""
+        """Takes note of a signal. A second Ctrl-C ends the process at once (but torchrun sends each twice)."""
         if not self.signal:
             print(f"\nstopping after this iteration{'; Ctrl-C again: at once' if RANKS == 1 else ''}")
         if number == signal.SIGINT and RANKS == 1:
@@ -1180,11 +1156,11 @@ class Run:
         return self.signal > 0
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Logs means over the ranks, in one transfer from the device, and moves the bar. RunError at a NaN."""
+        """Logs means over the ranks, in one transfer from the device. Moves the bar. RunError at a NaN."""
         means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
         scalars = dict(zip(scalars, means.tolist(), strict=True))
         for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN while all returns are equal
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
                 last = self.folder / "latest.pt"
                 where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
                 raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
@@ -1201,7 +1177,7 @@ class Run:
         self.step, self.logged = step, now
 
     def save(self, now: bool = False) -> None:
-        """Every --checkpoint-interval minutes, or now: latest.pt, and best.pt if the last returns are the best yet."""
+        """If it is time, or now: writes latest.pt, and best.pt if the last returns are the best yet."""
         due = time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval
         if not all_ranks(now or due)[0]:  # by the clock of rank 0
             return
@@ -1267,9 +1243,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # ValueError at an odd one
+            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if operator.index(saved["step"]) < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
+        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
             raise ValueError("counters that make no sense")
     return path, saved
 
@@ -1295,15 +1271,13 @@ def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation
-
-
 def make_evaluation_env(args: Args) -> gym.Env:
     """The game in ale-py, one copy: the same frames and RAM as EnvPool's, and it can be drawn in colour."""
     gym.register_envs(ale_py)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale_id = next(name for name in gym.registry if name.lower() == f"ale/{args.env_id}".lower())
-    options = {"frameskip": 1, "repeat_action_probability": args.sticky_actions, "max_episode_steps": None}
-    env = gym.make(ale_id, render_mode="rgb_array", **options)
+    options = {"frameskip": 1, "repeat_action_probability": args.sticky_actions, "render_mode": "rgb_array"}
+    env = gym.make(ale_id, max_num_frames_per_episode=None, **options)  # the time limit is evaluate's
     env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=96)
     return gym.wrappers.FrameStackObservation(env, 4)
 
@@ -1323,7 +1297,7 @@ def film(path: pathlib.Path) -> Iterator[object]:
 
 @torch.no_grad()
 def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) -> None:
-    """Plays whole games with the policy of a checkpoint, actions drawn as in training. Prints unclipped returns."""
+    """Plays whole games with a checkpoint's policy, actions drawn as in training. Prints unclipped returns."""
     env = make_evaluation_env(args)
     agent = Agent(env.action_space.n, args).to(device)
     with reading(path):
@@ -1357,10 +1331,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
 
 
 # ------------------------------------------------------------------------------------------------ Entry point
-
-
 def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
-    """The flags; with --resume or --evaluate those of the run where none is given anew, and its checkpoint."""
+    """The flags, with --resume or --evaluate the run's where none is given anew; and its checkpoint."""
     args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
     if (source := args.evaluate if args.resume is None else args.resume) is not None:
         path, saved = load_checkpoint(source)
@@ -1384,7 +1356,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + the number of a signal."""
+    """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + a signal's number."""
     if sys.platform == "linux":
         # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
         # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
@@ -1392,11 +1364,7 @@ def main(argv: list[str] | None = None) -> int:
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
             getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
     out, err = (Console(stream if RANK == 0 else None) for stream in (sys.stdout, sys.stderr))
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        handler(signal.SIGINT, signal.default_int_handler),
-    ):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             args, path, saved = parse(argv)
             auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -1413,19 +1381,18 @@ def main(argv: list[str] | None = None) -> int:
             return 130
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks when one has ended: let the first have its say
+            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks with the first one: let rank 0 speak
             return 2
         except (RunError, OSError, MemoryError, RuntimeError) as error:
             known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
             if not known and RANKS == 1:
                 raise  # a mistake in this script: show where
             who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""
-            print(
-                f"error: {who}{(str(error) or repr(error)).splitlines()[0]}",
-                file=Console(sys.__stderr__) if RANK else sys.stderr,
-            )
+            stream = Console(sys.__stderr__) if RANK else sys.stderr
+            print(f"error: {who}{(str(error) or repr(error)).splitlines()[0]}", file=stream)
             return 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

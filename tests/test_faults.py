@@ -39,10 +39,9 @@ from conftest import (
 )
 
 MAZE, FAST = "reinforce_rnd_maze", "ppo_rnd_minigrid"
-RESUMABLE = [name for name in SCRIPTS if name != MAZE]
 HEAVY = "snd_atari"  # its networks are large, and what it does here is the same text (test_house.py): some tests
 LIGHT = [name for name in SCRIPTS if name != HEAVY]
-BOTH = [name for name in LIGHT if name != MAZE]  # light, and can be resumed
+RESUMABLE = [name for name in LIGHT if name != MAZE]  # light, and can be resumed
 GRID = ["--env-id", "DoorKey-5x5", "--num-envs", 4, "--num-steps", 8]
 ATARI = ["--num-envs", 4, "--num-steps", 8, "--num-minibatches", 1, "--update-epochs", 1, "--warmup-rollouts", 0]
 SMALL = {  # 32 steps a rollout
@@ -140,7 +139,7 @@ def test_a_signal_saves_says_how_to_go_on_and_leaves_no_trace(script, call, monk
         assert status == 0 and load(folder / "latest.pt")["step"] == 256
 
 
-@of(BOTH)
+@of(RESUMABLE)
 def test_a_nohup_d_run_stays_when_the_terminal_goes(script, call, monkeypatch):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     after_log(script, monkeypatch, lambda run: os.kill(os.getpid(), signal.SIGHUP))
@@ -327,7 +326,7 @@ def init(**flags):
 """
 
 
-@of(BOTH)
+@of(RESUMABLE)
 def test_a_resumed_run_goes_on_in_the_same_run_of_weights_and_biases(script, call, monkeypatch, tmp_path):
     (tmp_path / "stand_in").mkdir()
     (tmp_path / "stand_in" / "wandb.py").write_text(WANDB)
@@ -366,7 +365,7 @@ def test_flags_of_other_versions_are_named(script, run_dir, call):
         assert "--int-coef stays at" in out and "--colour is unknown" in out
 
 
-@of(BOTH)
+@of(RESUMABLE)
 def test_a_resume_of_the_best_keeps_the_latest(script, run_dir, call):
     latest = run_dir / "latest.pt"
     before = latest.read_bytes()
@@ -380,7 +379,7 @@ def test_a_resume_of_the_best_keeps_the_latest(script, run_dir, call):
     assert steps == [32, 64]
 
 
-@of(BOTH)
+@of(RESUMABLE)
 def test_changed_flags_are_said_and_a_whole_run_is_not_resumed(script, run_dir, call):
     status, _, errors = call("--resume", run_dir)
     assert status == 2 and is_one_line(errors) and "ask for more with --total-timesteps" in errors
@@ -462,12 +461,14 @@ def test_a_run_goes_on_when_its_reader_has_gone_and_stops_at_ctrl_c(name, tmp_pa
             assert process.stdout.readline()
         process.stdout.close()
         files = lambda: [*tmp_path.glob("runs/*/*tfevents*" if name == MAZE else "runs/*/latest.pt")]  # noqa: E731
-        (path,) = wait_for(files)
+        (path,) = wait_for(files, 150)
         time.sleep(0.5)
         stamp = path.stat()
         wait_for(lambda: (path.stat().st_mtime_ns, path.stat().st_size) != (stamp.st_mtime_ns, stamp.st_size), 150)
         if name == FAST:
+            process.send_signal(signal.SIGSTOP)
             again = run_script(f"{name}.py", "--resume", path.parent, cwd=tmp_path)
+            process.send_signal(signal.SIGCONT)
             assert again.returncode == 2 and is_one_line(again.stderr) and "a run that is going on" in again.stderr
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 130

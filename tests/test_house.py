@@ -112,6 +112,7 @@ def test_the_readme_s_bonus_of_one_s_own(tmp_path):
     assert 1 < len(seen) <= 6
 
     small = ["--num-envs", "4", "--num-steps", "16", "--warmup-rollouts", "1", "--obs-norm", "frozen"]
+    small += ["--update-epochs", "1"]
     runs = tmp_path / "runs"
     for begin, total in ((lambda: small, "128"), (lambda: ["--resume", str(next(runs.iterdir()))], "192")):
         command = [sys.executable, str(path), *begin(), "--total-timesteps", total]

@@ -515,8 +515,8 @@ def plain_white(frames: np.ndarray, mean: np.ndarray, var: np.ndarray, _count: f
 
 
 @float64()
-def test_two_iterations_equal_a_plain_transcription_of_the_reference(watched):
-    """Every network at every step, every sum over samples, Adam by its paper; the target sees the new statistics."""
+def test_one_iteration_equals_a_plain_transcription_of_the_reference(watched):
+    """And the one after it. Every network at every step, every sum over samples, Adam by its paper."""
     torch.manual_seed(watched.args.seed)
     agent, rnd = script.Agent(6, 2), script.RND(N, CPU)
     p = {f"agent.{k}": v.detach().clone().requires_grad_() for k, v in agent.named_parameters()}
