@@ -22,7 +22,7 @@ TITLES = [
 ]
 SAME = [
     *("Console", "MiniGridEnvs", "RunError", "UserError", "all_ranks", "average_gradients", "explained_variance"),
-    *("forward", "gae", "handler", "init_layer", "join_ranks", "load_checkpoint", "masked_mean", "normalise"),
+    *("forward", "gae", "init_layer", "join_ranks", "load_checkpoint", "masked_mean", "normalise"),
     *("predictor_subset", "reading", "reward_filter", "sum_over_ranks", "to_tensor"),
 ]
 SAME_WITH_OR_WITHOUT_RANKS = ["EpisodeStats", "Progress", "RunningMoments", "film", "main", "resolve_env_id"]
