@@ -278,7 +278,7 @@ class RunningMoments(nn.Module):
     def update(self, batch: Tensor, valid: Tensor) -> None:
         """Takes in the rows of batch (B, *shape) that have valid (B,) True (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
-        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
         count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
         total = self.count + count
         self.mean += first / total
@@ -590,13 +590,17 @@ def check_args(args: Args) -> None:
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
         ("seed warmup_rollouts", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
-        ("checkpoint_interval ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0"),
+        (
+            "checkpoint_interval ent_coef vf_coef int_coef ext_coef",
+            lambda x: 0 <= x < math.inf,
+            "at least 0 and finite",
+        ),
         ("gamma int_gamma gae_lambda sticky_actions", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
         ("num_minibatches", lambda x: args.num_envs % x == 0, f"a divisor of --num-envs {args.num_envs}"),
-        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps"),
+        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
         ("evaluate", lambda x: x is None or (args.resume is None and RANKS == 1), "without --resume and torchrun"),
@@ -938,9 +942,12 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
+        notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
+            notes.append(f"--{flag.replace('_', '-')} {what}")
+        if notes:
+            print(f"note: {path} is of another version: {', '.join(notes)}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
@@ -1089,4 +1096,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no half film is left
     sys.exit(main())

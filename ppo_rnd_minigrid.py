@@ -22,10 +22,12 @@ How new a view is over the whole run, `--novelty`:
     noveld  max(error(o(t+1)) - 0.5 * error(o(t)), 0), the border of what is known (Zhang et al. 2021)
     count   1 / sqrt(how often it has been seen), from a table: what RND stands in for
     none    1
+
 and in its episode, `--episodic-bonus`; without it an agent can earn by going back and forth:
     first-visit  1 for the first time, then 0 (Zhang et al. 2021; Andres et al.)
     sqrt-count   1 / sqrt(how often it has been seen in the episode) (Raileanu and Rocktaschel 2020, RIDE)
     none         1: RND as it was published
+
 Both look at the agent's own view. RIDE and NovelD count on the whole grid, which the agent does not see.
 
 What makes it work (docs/results/README.md has runs with each part changed):
@@ -146,6 +148,7 @@ class Args:
 # ------------------------------------------------------------------------------------------------ Environment
 
 for rooms, size in ((7, 8), (10, 10)):  # MultiRoom of the literature, which no package registers
+    gym.registry.pop(f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0", None)  # of an import before this one
     gym.register(
         f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0",
         "minigrid.envs:MultiRoomEnv",
@@ -328,7 +331,7 @@ class RunningMoments(nn.Module):
     def update(self, batch: Tensor, valid: Tensor) -> None:
         """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
-        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
         count = weight.sum()
         total = self.count + count
         self.mean += first / total
@@ -662,14 +665,18 @@ def check_args(args: Args) -> None:
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
         ("seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
-        ("checkpoint_interval ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0"),
+        (
+            "checkpoint_interval ent_coef vf_coef int_coef ext_coef",
+            lambda x: 0 <= x < math.inf,
+            "at least 0 and finite",
+        ),
         ("gamma int_gamma gae_lambda", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: 0 < x <= 1, "in (0, 1]"),
         ("solved_score", lambda x: x is None or not math.isnan(x), "a number"),
         ("num_minibatches", lambda x: args.num_envs % x == 0, f"a divisor of --num-envs {args.num_envs}"),
-        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps"),
+        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("evaluate", lambda x: x is None or args.resume is None, "without --resume"),
         (
@@ -973,9 +980,12 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
+        notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
+            notes.append(f"--{flag.replace('_', '-')} {what}")
+        if notes:
+            print(f"note: {path} is of another version: {', '.join(notes)}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
@@ -1110,4 +1120,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no half film is left
     sys.exit(main())

@@ -271,7 +271,7 @@ class RunningMoments(nn.Module):
     def update(self, batch: Tensor, valid: Tensor) -> None:
         """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
-        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
         count = weight.sum()
         total = self.count + count
         self.mean += first / total

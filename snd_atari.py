@@ -377,7 +377,7 @@ class RunningMoments(nn.Module):
     def update(self, batch: Tensor, valid: Tensor) -> None:
         """Takes in the rows of batch (B, *shape) that have valid (B,) True (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
-        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square(), 1)
+        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
         count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
         total = self.count + count
         self.mean += first / total
@@ -862,7 +862,7 @@ def check_args(args: Args) -> None:
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
         ("num_steps entropy_memory", lambda x: 2 <= x < 2**31, "at least 2 and below 2^31"),
         ("seed warmup_rollouts", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
-        (f"checkpoint_interval {weights}", lambda x: 0 <= x < math.inf, "at least 0"),
+        (f"checkpoint_interval {weights}", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda sticky_actions noise_prob", lambda x: 0 <= x <= 1, "in [0, 1]"),
         (f"learning_rate clip_coef {gains}", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip mag_limit", lambda x: x is None or 0 < x < math.inf, "a positive number"),
@@ -1238,9 +1238,12 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
+        notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
+            notes.append(f"--{flag.replace('_', '-')} {what}")
+        if notes:
+            print(f"note: {path} is of another version: {', '.join(notes)}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
@@ -1395,4 +1398,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no half film is left
     sys.exit(main())

@@ -87,7 +87,7 @@ def test_two_ranks_learn_as_one_with_both_halves(name, tmp_path):
     assert not torch.equal(first["bonus"]["filtered"], second["bonus"]["filtered"])
     assert "error: rank 1 of 2: no more emulators\n" in said and "ValueError: a mistake" in said
     assert 0 not in results["lost"] + results["mistake"] and results["wrong"] == [2, 2]
-    assert said.count("error: --total-timesteps 64.0: must be at least one rollout, 128 steps\n") == 1
+    assert said.count("error: --total-timesteps 64.0: must be at least one rollout, 128 steps, and below 2^63\n") == 1
 
 
 def torchrun(*flags: object, cwd: pathlib.Path, **kwargs) -> subprocess.Popen:
