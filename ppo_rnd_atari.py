@@ -858,8 +858,10 @@ class Run:
 
     def stopped(self) -> bool:
         """Has any rank got a signal? The same answer on all of them."""
-        self.signal = max(all_ranks(self.signal))
-        return self.signal > 0
+        agreed = max(all_ranks(self.signal))
+        if agreed:  # or else one that has come meanwhile would be forgotten
+            self.signal = agreed
+        return agreed > 0
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Logs means over the ranks, in one transfer from the device. Moves the bar. RunError at a NaN."""

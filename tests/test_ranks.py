@@ -1,5 +1,6 @@
 """ppo_rnd_atari.py and snd_atari.py under torchrun: two ranks on this machine's CPU are one learner."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -133,3 +134,19 @@ def test_a_run_is_killed_goes_on_with_any_number_of_ranks_and_stops_at_ctrl_c(tm
     assert not torch.equal(state["ranks"][0][2], state["ranks"][1][2])
     steps = [step for step, _ in read_scalars(only_run(tmp_path))["losses/entropy"]]
     assert steps[-1] == state["step"] and steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("name", ["ppo_rnd_atari", "snd_atari"])
+def test_a_signal_that_comes_during_the_exchange_is_not_forgotten(name, monkeypatch):
+    script = importlib.import_module(name)
+    run = object.__new__(script.Run)
+    run.signal = 0
+
+    def exchange(own: int) -> list[int]:
+        run.receive(signal.SIGTERM, None)
+        return [own, own]
+
+    monkeypatch.setattr(script, "all_ranks", exchange)
+    assert not run.stopped()  # the others do not know of it yet
+    monkeypatch.setattr(script, "all_ranks", lambda own: [own, 0])
+    assert run.stopped() and run.signal == signal.SIGTERM
