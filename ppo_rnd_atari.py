@@ -627,7 +627,7 @@ def resolve_env_id(name: str) -> str:
 
 # Under torchrun each rank runs this whole script, with environments of its own. The ranks share the first
 # weights, the gradients, all statistics and the decision to stop, so that N environments on each of R ranks
-# learn as R * N on one. (The exception is --norm-adv, which sees the minibatch of its own rank only.)
+# learn as R * N on one. (But --norm-adv sees its own rank only, and the ranks share out the warm-up.)
 
 
 def join_ranks(device: torch.device) -> torch.device:
