@@ -152,28 +152,34 @@ def float64():
 class AtariPool:
     """EnvPool's interface with scripted episodes. Each frame carries a number of its own in its first four pixels.
 
-    Environment i plays episodes of length 5 + i; every second one is truncated. Rewards are 3 on each 4th step and -2
-    on each 5th. AtariPool.log is of the one made last.
+    The RAM is made up too, but for the room. Environment i plays episodes of length 5 + i; every second one is
+    truncated. Rewards are 3 on each 4th step and -2 on each 5th. AtariPool.log is of the one made last.
     """
 
     num_actions = 6
 
-    def __init__(self, env_id: str, num_envs: int, img_height: int = 84, **_):
-        self.num_envs, self.size = num_envs, img_height
+    def __init__(
+        self, env_id: str, num_envs: int, img_height: int = 84, img_width: int | None = None, stack_num: int = 4, **_
+    ):
+        self.num_envs, self.shape = num_envs, (num_envs, stack_num, img_height, img_width or img_height)
         self.action_space = SimpleNamespace(n=self.num_actions)
         self.time, self.episode, self.shown = np.zeros(num_envs, int), np.zeros(num_envs, int), 0
         self.done = np.zeros(num_envs, bool)
-        self.log = AtariPool.log = []  # of each step: frame (N, size, size), valid, reward, done (N,)
+        self.log = AtariPool.log = []  # of each step: frame (N, height, width), ram (N, 128), valid, reward, done (N,)
 
     def frames(self) -> np.ndarray:
-        shape = (self.num_envs, 4, self.size, self.size)
-        obs = np.random.default_rng(self.shown).integers(0, 256, shape, np.uint8)
-        obs[:, 3, 0, :4] = np.arange(self.shown, self.shown + self.num_envs, dtype=np.uint32)[:, None].view(np.uint8)
+        obs = np.random.default_rng(self.shown).integers(0, 256, self.shape, np.uint8)
+        obs[:, -1, 0, :4] = np.arange(self.shown, self.shown + self.num_envs, dtype=np.uint32)[:, None].view(np.uint8)
         self.shown += self.num_envs
         return obs
 
     def reset(self):
-        return self.frames(), {}
+        return self.frames(), {"ram": self.ram(1)}
+
+    def ram(self, room: np.ndarray | int) -> np.ndarray:
+        ram = np.random.default_rng(self.shown).integers(0, 256, (self.num_envs, 128), np.uint8)
+        ram[:, 3] = room
+        return ram
 
     def step(self, actions):
         n, reset = self.num_envs, self.done.copy()
@@ -182,12 +188,13 @@ class AtariPool:
         ends = ~reset & (self.time == 5 + np.arange(n))
         truncated = ends & (self.episode % 2 == 1)
         rewards = np.where(self.time % 4 == 0, 3.0, np.where(self.time % 5 == 0, -2.0, 0.0)) * ~reset
-        ram = np.zeros((n, 128), np.uint8)
-        ram[:, 3] = np.where(reset, 99, 1 + self.time // 3)  # 99: a room that only a reset step shows
+        ram = self.ram(np.where(reset, 99, 1 + self.time // 3))  # 99: a room that only a reset step shows
         self.done = ends
         obs = self.frames()
         info = {"ram": ram, "terminated": (ends & ~truncated).astype(np.int32)}
-        self.log.append({"frame": obs[:, 3].copy(), "valid": ~reset, "reward": rewards, "done": ends})
+        self.log.append(
+            {"frame": obs[:, -1].copy(), "ram": ram.copy(), "valid": ~reset, "reward": rewards, "done": ends}
+        )
         return obs, rewards.astype(np.float32), ends & ~truncated, truncated, info
 
 

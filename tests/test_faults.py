@@ -47,6 +47,7 @@ ATARI = ["--num-envs", 4, "--num-steps", 8, "--num-minibatches", 1, "--update-ep
 SMALL = {  # 32 steps a rollout
     "a2c_rnd_doorkey": [*GRID, "--log-interval", 1],
     "ppo_rnd_atari": ATARI,
+    "ppo_rnd_atari_ram": ATARI,
     "ppo_rnd_minigrid": [*GRID, "--num-minibatches", 2],
     "reinforce_rnd_maze": ["--goal", "2-2", "--max-episode-steps", 20],
     "snd_atari": [*ATARI, "--target-batch", 8, "--rnd-epochs", 1],
