@@ -99,7 +99,7 @@ class Args:
     max_episode_steps: int = 4500  # steps after which an episode is cut (table 2: 18,000 frames)
 
     # PPO
-    total_timesteps: float = 25e6  # environment steps, 4 frames each
+    total_timesteps: float = 25_000_000  # environment steps, 4 frames each
     num_steps: int = 128  # steps of each environment in a rollout, T (table 5)
     num_minibatches: int = 8  # minibatches in an epoch, of num_envs / num_minibatches environments (table 5: 4)
     update_epochs: int = 4  # passes over a rollout (table 5)
@@ -701,9 +701,12 @@ class EpisodeStats:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant.
+
+    Not below -1, as in the reference: with hardly any return it could be any number.
+    """
     values, returns = values[valid], returns[valid]
-    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
 
 @torch.no_grad()

@@ -539,9 +539,12 @@ def resolve_goal(name: str) -> tuple[int, int]:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant.
+
+    Not below -1, as in the reference: with hardly any return it could be any number.
+    """
     values, returns = values[valid], returns[valid]
-    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
 
 class Console:

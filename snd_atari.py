@@ -11,7 +11,7 @@
 Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation, arXiv:2302.11563. Its scores of
 SND-V on Montezuma's Revenge are those of runs of its second author ("author" below:
 github.com/michalnand/reinforcement_learning), and `--preset snd-v` has the constants of that run.
-docs/implementation_details.md has every departure.
+docs/implementation_details.md has the departures.
 What is the same in ppo_rnd_atari.py is the same text here.
 
 RND's target is random. It hardly tells two places in one room apart; its predictor soon agrees with it, and
@@ -1004,9 +1004,12 @@ class Pictures:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant.
+
+    Not below -1, as in the reference: with hardly any return it could be any number.
+    """
     values, returns = values[valid], returns[valid]
-    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)
+    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
 
 @torch.no_grad()

@@ -250,6 +250,7 @@ def test_small_statistics():
     values = torch.tensor([[0.5, 1.0, 1.5, -9.0]])
     expected = 1 - np.var([-0.5, 0, 0.5]) / np.var([0, 1, 2])
     np.testing.assert_allclose(script.explained_variance(values, returns, valid[None]), expected, rtol=1e-6)
+    assert script.explained_variance(9 * values, returns, valid[None]) == -1
 
 
 # --------------------------------------------------------------------------------------------------- Networks
