@@ -704,6 +704,8 @@ class EpisodeStats:
         scalars = scalars if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
+        if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
+            scalars["charts/score"] = np.mean(self.recent)
         return scalars
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import plot
+import ram
 import sweep
 import throughput
 
@@ -265,6 +266,22 @@ def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
     assert (
         status == 1 and again == lines and len([*(tmp_path / "other").rglob("output.txt")]) == 1
     )  # the broken one alone
+
+
+def test_rows_of_the_ram_table(tmp_path, monkeypatch):
+    """The script takes each row's flags; levels are reached where the score first is at least that."""
+    import ppo_rnd_atari_ram as script
+
+    for flags, _ in ram.ROWS.values():
+        args, *_ = script.parse(flags)
+        assert args.total_timesteps in (5_000_000, 25_000_000) and args.int_coef in (0, 1)
+    monkeypatch.setattr(ram, "evaluation", lambda *_: ("390.0", "7.5"))
+    folder = make_run(tmp_path / "run", [0, 99, 100, 80, 400, 350])
+    line = ram.measure(sweep.Job("MontezumaRevenge, without", [], 4), folder)
+    assert {name: line[name] for name in ram.LEVELS} == {"key": 300, "door": 500, "1,000": "", "2,500": ""}
+    assert (line["steps"], line["score"], line["rooms"], line["evaluation"]) == (600, "350.0", "", "390.0")
+    ram.draw([{"row": row, "curve": line["curve"]} for row in ram.ROWS], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_spread_of_a_column():

@@ -463,6 +463,11 @@ def test_statistics_and_rooms_leave_reset_steps_out(atari_pool):
         "charts/episodic_length": 5.5,
     }
     assert list(stats.recent) == [1.0] * 4 and stats.episodes == []
+    stats.recent.extend([0.0] * 95)
+    assert "charts/score" not in stats.scalars(14)
+    stats.recent.append(3.0)
+    assert stats.scalars(14)["charts/score"] == 0.07  # of a hundred: 4 * 1 + 3
+    stats.recent = type(stats.recent)([1.0] * 4, 100)
     other = script.EpisodeStats(2)
     other.load_state_dict(stats.state_dict())
     assert other.state_dict() == stats.state_dict() and str(other) == str(stats) == "return 1.0, rooms 3 (best 3)"

@@ -1,0 +1,84 @@
+"""Atari from RAM: Montezuma's Revenge and five other games that want exploration, with the bonus and without.
+
+    python benchmark/ram.py --out docs/results/ram --jobs 2
+
+Each run is `python ppo_rnd_atari_ram.py` with the flags of its row, as a process of its own on one thread. Runs that
+are already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from
+its checkpoint. Writes <out>.csv (a line for each run), the figure <out>.png, and prints the table. A level is reached
+at the first iteration after which the mean return of the last 100 episodes is at least that.
+"""
+
+import pathlib
+import sys
+
+import matplotlib
+from plot import curve, from_folder
+from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SCRIPT = ROOT / "ppo_rnd_atari_ram.py"
+LEVELS = {"key": 100, "door": 400, "1,000": 1000, "2,500": 2500}  # Montezuma's Revenge
+STEPS = {"MontezumaRevenge": "25e6"} | dict.fromkeys(("Venture", "PrivateEye", "Gravitar", "Freeway", "Pitfall"), "5e6")
+VARIANTS = {"with the bonus": "", "without": "--int-coef 0"}
+ROWS = {
+    f"{game}, {variant}": (f"--env-id {game} --total-timesteps {steps} {extra}".split(), 8 if "Mont" in game else 2)
+    for game, steps in STEPS.items()
+    for variant, extra in VARIANTS.items()
+}
+
+
+def measure(job: Job, folder: pathlib.Path) -> dict:
+    """The columns of the CSV for a finished run, after row and seed."""
+    run = from_folder(folder)
+    steps, scores = curve(run, "charts/score", "steps")
+    rooms = curve(run, "rnd/rooms_visited", "steps")[1] if "rnd/rooms_visited" in run.scalars else []
+    returns, error = evaluation(SCRIPT, folder)
+    reached = {name: next(iter(steps[scores >= level]), "") for name, level in LEVELS.items()}
+    return reached | {
+        "steps": int(steps[-1]),
+        "score": f"{scores[-1]:.1f}",
+        "rooms": int(rooms[-1]) if len(rooms) else "",
+        "evaluation": returns,
+        "error": error,
+        "curve": curve_cell(steps, scores, 1),
+    }
+
+
+def draw(runs: list[dict], path: pathlib.Path) -> None:
+    """Score against frames, a line for each seed, a panel for each game."""
+    games = [game for game in STEPS if any(r["row"].startswith(f"{game},") for r in runs)]
+    figure, panels = plt.subplots(1, len(games), figsize=(1.5 + 3 * len(games), 3), squeeze=False)
+    for panel, game in zip(panels.flat, games, strict=True):
+        for k, variant in enumerate(VARIANTS):
+            for n, (x, y) in enumerate(curves_of(runs, f"{game}, {variant}", 0.25e6)):
+                panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else variant)
+        panel.set(title=game, xlabel="million frames")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("mean return, last 100 episodes")
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    args = table_parser(__doc__, "runs/ram").parse_args()
+    runs, status = fill_table(
+        SCRIPT, ROWS, args, measure, lambda line: f"{line['score']} after {int(line['steps']):,} steps"
+    )
+    if runs:
+        draw(runs, args.out.with_suffix(".png"))
+        names = [name for name in LEVELS if any(r[name] for r in runs)]
+        print("| row | seeds |", "".join(f" {name}, million steps |" for name in names), "score | rooms | evaluation |")
+        print("|---|---|" + "---|" * (len(names) + 3))
+        for row in dict.fromkeys(r["row"] for r in runs):
+            of = [r for r in runs if r["row"] == row]
+            levels = "".join(f" {spread([r[name] for r in of], '.2f', 1e6, 'never')} |" for name in names)
+            rest = " | ".join(spread([r[name] for r in of], ".0f") for name in ("score", "rooms", "evaluation"))
+            print(f"| {row} | {', '.join(r['seed'] for r in of)} |{levels} {rest} |")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
