@@ -727,6 +727,7 @@ def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, ret
     """What to log beside the means of the update. The largest logit shows a policy that has diverged."""
     scalars = {
         "rnd/intrinsic_reward": masked_mean(intrinsic, rollout.valid),
+        "rnd/intrinsic_reward_last": masked_mean(intrinsic, rollout.dones),  # of episodes' last steps
         "rnd/intrinsic_return_std": rnd.return_rms.var.sqrt().float(),
         "losses/max_logit": agent(rollout.obs[-1])[0].abs().max(),
     }

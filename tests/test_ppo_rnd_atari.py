@@ -585,6 +585,7 @@ def test_one_iteration_equals_a_plain_transcription_of_the_reference(watched):
             losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill, norm)])
 
         np.testing.assert_allclose(scalars["rnd/intrinsic_reward"], intrinsic[valid].mean(), rtol=1e-6)
+        np.testing.assert_allclose(scalars["rnd/intrinsic_reward_last"], intrinsic[dones].mean(), rtol=1e-6)
         np.testing.assert_allclose(scalars["rnd/intrinsic_return_std"], deviation, rtol=1e-6)
         names = ("policy_loss", "value_loss", "entropy", "predictor_loss", "grad_norm")
         for name, expected in zip(names, np.mean(losses, axis=0), strict=True):
@@ -942,7 +943,11 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     expected = {f"losses/{name}" for name in (losses + " max_logit").split()}
     expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
     expected |= {
-        f"rnd/{x}" for x in ("intrinsic_reward", "intrinsic_return_std", "rooms_visited", "rooms_best_episode")
+        f"rnd/{x}"
+        for x in (
+            *("intrinsic_reward", "intrinsic_reward_last", "intrinsic_return_std"),
+            *("rooms_visited", "rooms_best_episode"),
+        )
     }
     expected |= {"charts/SPS", "charts/learning_rate"}
     assert set(scalars) == expected
