@@ -349,15 +349,13 @@ def test_resume_restores_the_learner_bit_for_bit(atari_pool, tmp_path, monkeypat
 
 
 def test_a_run_as_a_user_sees_it(tmp_path):
-    """Trains, resumes and evaluates in processes of their own."""
+    """Trains and evaluates in processes of their own."""
     small = ["--num-envs", 4, "--num-steps", 16, "--num-minibatches", 2, "--warmup-rollouts", 1]  # 64 steps a rollout
     out = run_script("ppo_rnd_atari_ram.py", *small, "--total-timesteps", 128, cwd=tmp_path)
     assert out.returncode == 0 and out.stderr == "", out.stderr
     run_dir = only_run(tmp_path)
     assert run_dir.name.startswith("MontezumaRevenge-v5__ppo_rnd_atari_ram__1__")
-    more = run_script("ppo_rnd_atari_ram.py", "--resume", run_dir, "--total-timesteps", 192, cwd=tmp_path)
-    assert more.returncode == 0 and ", 192 steps in 00:" in more.stdout.splitlines()[-1]
-    assert [step for step, _ in read_scalars(run_dir)["losses/entropy"]] == [64, 128, 192]
+    assert [step for step, _ in read_scalars(run_dir)["losses/entropy"]] == [64, 128]
     flags = ["--evaluate", run_dir, "--eval-episodes", 2, "--capture-video", "--max-episode-steps", 40]
     played = run_script("ppo_rnd_atari_ram.py", *flags, cwd=tmp_path)
     assert played.returncode == 0, played.stderr
