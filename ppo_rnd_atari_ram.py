@@ -24,6 +24,10 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari_ram.py --env-id MontezumaRevenge
     python ppo_rnd_atari_ram.py --resume runs/RUN
     python ppo_rnd_atari_ram.py --evaluate runs/RUN --eval-episodes 20 --capture-video
+
+What to expect: some 1,700 steps (6,800 frames) a second on one core, 0.7 GB of memory. On Montezuma's Revenge the
+first keys come after a million steps. One seed then held the key from 2.1 million steps on and opened the first door
+in most games at 2.6 million, 33 minutes; another had lost the key again by 3.1 million. docs/results has both.
 """
 
 import collections
