@@ -521,9 +521,8 @@ def update(
 
             if args.norm_adv:
                 batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(
-                min=1
-            )  # samples that are no resets, mean over the ranks
+            # samples that are no resets, mean over the ranks
+            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
                 piece = {key: x[start : start + piece_size] for key, x in batch.items()}
                 loss, metrics = ppo_loss(*forward(agent, piece["obs"], args), piece, args)

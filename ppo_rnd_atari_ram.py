@@ -12,10 +12,10 @@ The same algorithm as ppo_rnd_atari.py, which is the paper's (Burda et al. 2018,
 What is different here, so that Montezuma's Revenge can be played on a laptop:
   1. The policy reads the console's 128 bytes of RAM, the last two states as 2,048 bits, into a small network. Acting
      and learning then cost less than the emulator.
-  2. RND sees a small screen: the newest frame, averaged to 21 x 20 grey pixels. It cannot be the RAM itself, whose
-     counters never stop surprising.
-  3. Advantages are normalised. In the paper's setting the bonus soon is smaller than the entropy term, because its
-     divisor remembers the untrained predictor. Over two billion frames that sorts itself out, over ten million not.
+  2. RND sees a small screen: the newest frame, averaged to 21 x 20 grey pixels. A trial in which it saw the RAM's
+     bits, counters among them, stood still at 400 points.
+  3. Advantages are normalised. The bonus soon is smaller than the entropy term, because its divisor remembers the
+     untrained predictor. A trial without this was a random agent still after 11 million frames.
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 256      f: random target, g: predictor, o: the small screen
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
@@ -25,9 +25,9 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari_ram.py --resume runs/RUN
     python ppo_rnd_atari_ram.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect: some 1,700 steps (6,800 frames) a second on one core, 0.7 GB of memory. On Montezuma's Revenge the
-first keys come after a million steps. One seed then held the key from 2.1 million steps on and opened the first door
-in most games at 2.6 million, 33 minutes; another had lost the key again by 3.1 million. docs/results has both.
+What to expect: with --bf16 some 1,700 steps (6,800 frames) a second on one core, 0.7 GB of memory. On Montezuma's
+Revenge the first keys come after about a million steps. One seed held the key from 2.1 million on and opened the
+first door in most games at 2.6 million, 33 minutes; another, with other networks, had lost it by 3.1 million.
 """
 
 import collections
@@ -186,7 +186,7 @@ class AtariEnvs:
         self.done = terminated | truncated
         rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
         self.stats.add(rewards, self.done, valid, rooms)
-        before = np.where(valid[:, None], self.ram, info["ram"])
+        before = np.where(valid[:, None], self.ram, info["ram"])  # after a reset: the same RAM twice
         self.ram = info["ram"].copy()
         return np.stack([before, self.ram], 1), frames[:, 0], np.sign(rewards), self.done, valid
 
@@ -514,9 +514,8 @@ def update(
 
             if args.norm_adv:
                 batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(
-                min=1
-            )  # samples that are no resets, mean over the ranks
+            # samples that are no resets, mean over the ranks
+            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
                 piece = {key: x[start : start + piece_size] for key, x in batch.items()}
                 loss, metrics = ppo_loss(*forward(agent, piece["obs"], args), piece, args)

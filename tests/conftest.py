@@ -2,7 +2,8 @@
 
 Running a script:      run_script, start_script, wait_for; call_main, train_here (in this process)
 Reading what it left:  only_run, read_scalars, assert_same
-Playing along:         spy, float64, AtariPool, frame_numbers, PlainAdam, plain_moments, plain_filter, play_both
+Playing along:         spy, float64, AtariPool, frame_numbers, PlainAdam, plain_moments, plain_filter, play_both,
+                       advantages_by_definition; watch, assert_equals_transcription (Atari)
 """
 
 import contextlib
@@ -31,8 +32,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 @pytest.fixture(autouse=True)
 def leave_no_trace():
-    """Signal handlers, the hook of threads and the thread count that a test has changed are put back."""
+    """Signal handlers, the hook of threads and the thread count that a test has changed are put back.
+
+    A test begins with Python's own handlers, also where pytest was started with nohup or in the background.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in handlers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     threads, hook = torch.get_num_threads(), threading.excepthook
     yield
     torch.set_num_threads(threads)
@@ -245,6 +251,129 @@ def plain_filter(rewards: np.ndarray, valid: np.ndarray, gamma: float, state: np
                 f = gamma * f + float(rewards[t, env])
             filtered[t, env] = f
     return filtered
+
+
+def watch(script, args, folder: pathlib.Path) -> SimpleNamespace:
+    """Trains an Atari script for two iterations on AtariPool in float64, and keeps what went through its functions.
+
+    Returns: args; states: all weights after each iteration; scalars; steps: of each step actions, frames that RND
+    sees, observations, rewards, done, valid; acted: the observations that the policy has acted on.
+    """
+    with pytest.MonkeyPatch.context() as patch, float64():
+        patch.setattr(script.envpool, "make", AtariPool)
+        patch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, calls := []))
+        patch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
+        states, log = [], script.Run.log
+
+        def spy_log(run, *args):
+            parts = {name: run.learner[name].state_dict() for name in ("agent", "rnd")}
+            states.append({f"{name}.{k}": x.clone() for name, part in parts.items() for k, x in part.items()})
+            log(run, *args)
+
+        patch.setattr(script.Run, "log", spy_log)
+        run_dir = train_here(script, args, folder)
+    acted = [call[0][1] for call in forwards if len(call[0][1]) == args.num_envs]  # updates have larger batches
+    frames = [result[1] if len(result) == 5 else result[0][:, 3] for _, result in calls]
+    steps = [(call[0][1], x, call[1][0], *call[1][-3:]) for call, x in zip(calls, frames, strict=True)]
+    return SimpleNamespace(args=args, states=states, scalars=read_scalars(run_dir), steps=steps, acted=acted)
+
+
+def advantages_by_definition(rewards, values, last_value, dones, valid, gamma, lam):
+    """Sum over k of (gamma * lambda)^k delta(t+k) along the valid steps of each environment, up to its first done."""
+    T, N = rewards.shape
+    result = np.zeros((T, N))
+    for env in range(N):
+        steps = [t for t in range(T) if valid[t, env]]
+        v = [values[t, env] for t in steps] + [last_value[env]]
+        for i in range(len(steps)):
+            weight = 1.0
+            for k in range(i, len(steps)):
+                done = dones[steps[k], env]
+                delta = rewards[steps[k], env] + gamma * v[k + 1] * (not done) - v[k]
+                result[steps[i], env] += weight * delta
+                if done:
+                    break
+                weight *= gamma * lam
+    return result
+
+
+@float64()
+def assert_equals_transcription(script, watched: SimpleNamespace, lean_agent, lean_rnd, white) -> None:
+    """Both iterations again: every network at every step, every sum over samples, Adam by its paper."""
+    args, T, N = watched.args, watched.args.num_steps, watched.args.num_envs
+    torch.manual_seed(args.seed)
+    agent, rnd = script.Agent(6, 2), script.RND(N, CPU)
+    p = {f"agent.{k}": v.detach().clone().requires_grad_() for k, v in agent.named_parameters()}
+    p |= {f"rnd.{k}": v.detach().clone().requires_grad_() for k, v in rnd.named_parameters() if "predictor" in k}
+    target = {k: v for k, v in rnd.state_dict().items() if "target" in k}
+    sub = lambda prefix: {k.removeprefix(prefix): v for k, v in p.items() if k.startswith(prefix)}  # noqa: E731
+    adam = PlainAdam(p.values(), lr=args.learning_rate)
+    frames_seen = [frames[valid] for _, frames, _, _, _, valid in watched.steps[:T]]  # of the warm-up
+    returns_seen, f = [], np.zeros(N)
+
+    for k in (0, 1):
+        scalars = {tag: values[k][1] for tag, values in watched.scalars.items() if len(values) == 2}
+        rollout = watched.steps[T * (k + 1) : T * (k + 2)]
+        obs = torch.stack(watched.acted[(T + 2) * k :][: T + 1])  # (T+1, N, ...)
+        actions, frames, _, rewards, dones, valid = (np.stack(x) for x in zip(*rollout, strict=True))
+        actions = torch.from_numpy(actions)
+        assert (~valid).any() and dones.any() and {-1, 1} <= set(rewards.flatten())
+
+        old = plain_moments(frames_seen)
+        frames_seen += [x[v] for x, v in zip(frames, valid, strict=True)]
+        new = plain_moments(frames_seen)
+        with torch.no_grad():
+            raw = []  # (T, N)
+            for x in (white(x, *old) for x in frames):
+                error = lean_rnd(sub("rnd."), "predictor", x) - lean_rnd(target, "target", x)
+                raw.append(error.square().mean(1).numpy())
+            logits, values = zip(*(lean_agent(sub("agent."), obs[t]) for t in range(T + 1)), strict=True)
+            features = [lean_rnd(target, "target", white(x, *new)) for x in frames]
+        filtered = plain_filter(np.stack(raw), valid, 0.99, f)
+        f = filtered[-1]
+        returns_seen.append(filtered[valid])
+        deviation = np.sqrt(plain_moments(returns_seen)[1])
+        intrinsic = np.stack(raw) / deviation
+        values = torch.stack(values).numpy()  # (T+1, N, 2)
+        no_end = np.zeros_like(dones)
+        adv_int = advantages_by_definition(intrinsic, values[:T, :, 0], values[T, :, 0], no_end, valid, 0.99, 0.95)
+        adv_ext = advantages_by_definition(rewards, values[:T, :, 1], values[T, :, 1], dones, valid, 0.999, 0.95)
+        advantages = torch.from_numpy(adv_int + 2 * adv_ext)
+        returns = torch.from_numpy(np.stack([adv_int, adv_ext], -1) + values[:T])
+        logprobs = torch.stack(logits)[:T].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+
+        losses = []
+        for block in np.split(np.arange(N), 2) * 3:  # two minibatches, three epochs
+            entries = [(t, env) for t in range(T) for env in block if valid[t, env]]
+            ts, es = (torch.tensor(x) for x in zip(*entries, strict=True))
+            new_logits, new_values = lean_agent(sub("agent."), obs[ts, es])
+            log_p = new_logits.log_softmax(-1)
+            ratio = (log_p.gather(1, actions[ts, es][:, None])[:, 0] - logprobs[ts, es]).exp()
+            a = advantages[ts, es]
+            if args.norm_adv:
+                a = (a - a.mean()) / (a.std(correction=0) + 1e-8)
+            policy_loss = torch.max(-a * ratio, -a * ratio.clamp(0.9, 1.1)).mean()
+            value_loss = sum(0.5 * (new_values[:, h] - returns[ts, es, h]).square().mean() for h in (0, 1))
+            entropy = -(log_p.exp() * log_p).sum(-1).mean()
+            x = white(np.stack([frames[t][env] for t, env in entries]), *new)
+            goal = torch.stack([features[t][env] for t, env in entries])
+            distill = (lean_rnd(sub("rnd."), "predictor", x) - goal).square().mean(1).mean()
+            loss = policy_loss + value_loss - 0.001 * entropy + distill
+            adam.step(gradients := torch.autograd.grad(loss, [*p.values()]))
+            norm = torch.cat([x.flatten() for x in gradients]).norm()
+            losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill, norm)])
+
+        np.testing.assert_allclose(scalars["rnd/intrinsic_reward"], intrinsic[valid].mean(), rtol=1e-6)
+        np.testing.assert_allclose(scalars["rnd/intrinsic_reward_last"], intrinsic[dones].mean(), rtol=1e-6)
+        np.testing.assert_allclose(scalars["rnd/intrinsic_return_std"], deviation, rtol=1e-6)
+        names = ("policy_loss", "value_loss", "entropy", "predictor_loss", "grad_norm")
+        for name, expected in zip(names, np.mean(losses, axis=0), strict=True):
+            np.testing.assert_allclose(scalars[f"losses/{name}"], expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+        ours = watched.states[k]
+        np.testing.assert_allclose(ours["rnd.filtered"], f, rtol=1e-9)
+        for name, w in p.items():  # a step of Adam is about 1e-4
+            torch.testing.assert_close(ours[name], w.detach(), rtol=1e-9, atol=1e-10)
 
 
 def layouts(size: int):

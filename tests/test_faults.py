@@ -332,11 +332,11 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_weights_and_biases(script, cal
     (tmp_path / "stand_in").mkdir()
     (tmp_path / "stand_in" / "wandb.py").write_text(WANDB)
     monkeypatch.syspath_prepend(tmp_path / "stand_in")
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # so that afterwards it is as it was, also if it was not there
+    del sys.modules["wandb"]
     outputs = [call(*flags(script.__name__, 1), "--track")[1]]
     folder = only_run(tmp_path)
     outputs.append(call("--resume", folder, *more(script.__name__, 2))[1])
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     for out in outputs:
         assert str({"id": folder.name, "resume": "allow", "name": folder.name}) in out
 

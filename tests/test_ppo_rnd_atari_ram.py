@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,20 +11,17 @@ from conftest import (
     CPU,
     ROOT,
     AtariPool,
-    PlainAdam,
+    assert_equals_transcription,
     assert_same,
-    float64,
     frame_numbers,
     only_run,
-    plain_filter,
-    plain_moments,
     read_scalars,
     run_script,
     spy,
     train_here,
+    watch,
 )
 from test_house import blocks
-from test_ppo_rnd_atari import advantages_by_definition
 
 import ppo_rnd_atari_ram as script
 
@@ -202,27 +198,12 @@ def test_novelty_is_the_mean_squared_error_of_whitened_screens():
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run of two iterations on AtariPool in float64, with what went through its functions."""
-    with pytest.MonkeyPatch.context() as patch, float64():
-        patch.setattr(script.envpool, "make", AtariPool)
-        patch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, steps := []))
-        patch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
-        states, log = [], script.Run.log
-
-        def spy_log(run, *args):
-            parts = {name: run.learner[name].state_dict() for name in ("agent", "rnd")}
-            states.append({f"{name}.{k}": x.clone() for name, part in parts.items() for k, x in part.items()})
-            log(run, *args)
-
-        patch.setattr(script.Run, "log", spy_log)
-        args = small_args(update_epochs=3, update_proportion=1.0, total_timesteps=2 * T * N)
-        run_dir = train_here(script, args, tmp_path_factory.mktemp("watched"))
-    acted = [call[0][1] for call in forwards if len(call[0][1]) == N]  # (N, 2, 128); updates have larger batches
-    return SimpleNamespace(args=args, states=states, scalars=read_scalars(run_dir), steps=steps, acted=acted)
+    args = small_args(update_epochs=3, update_proportion=1.0, total_timesteps=2 * T * N)
+    return watch(script, args, tmp_path_factory.mktemp("watched"))
 
 
 def test_the_policy_acts_on_the_ram_that_the_environments_had_last(watched):
-    shown, expected = [call[1][0] for call in watched.steps], []
+    shown, expected = [step[2] for step in watched.steps], []
     for k in (1, 2):  # 16 steps each, after 16 of warm-up
         expected += shown[T * k - 1 : T * (k + 1)]
         expected += shown[T * (k + 1) - 1 :][:1]  # once more for the largest logit
@@ -234,80 +215,10 @@ def plain_white(frames: np.ndarray, mean: np.ndarray, var: np.ndarray, _count: f
     return torch.from_numpy(np.clip((frames - mean) / np.sqrt(var), -5, 5)).flatten(1)
 
 
-@float64()
 def test_one_iteration_equals_a_plain_transcription(watched):
-    """And the one after it, with this script's defaults: advantages normalised, learning rate 2.5e-4."""
-    torch.manual_seed(watched.args.seed)
-    agent, rnd = script.Agent(6, 2), script.RND(N, CPU)
-    p = {f"agent.{k}": v.detach().clone().requires_grad_() for k, v in agent.named_parameters()}
-    p |= {f"rnd.{k}": v.detach().clone().requires_grad_() for k, v in rnd.named_parameters() if "predictor" in k}
-    target = {k: v for k, v in rnd.state_dict().items() if "target" in k}
-    sub = lambda prefix: {k.removeprefix(prefix): v for k, v in p.items() if k.startswith(prefix)}  # noqa: E731
-    adam = PlainAdam(p.values(), lr=watched.args.learning_rate)
-    frames_seen = [call[1][1][call[1][4]] for call in watched.steps[:T]]  # of the warm-up
-    returns_seen, f = [], np.zeros(N)
-
-    for k in (0, 1):
-        scalars = {tag: values[k][1] for tag, values in watched.scalars.items() if len(values) == 2}
-        rollout = watched.steps[T * (k + 1) : T * (k + 2)]
-        obs = torch.stack(watched.acted[(T + 2) * k :][: T + 1])  # (T+1, N, 2, 128)
-        actions = torch.from_numpy(np.stack([call[0][1] for call in rollout]))
-        frames, rewards, dones, valid = (np.stack([call[1][i] for call in rollout]) for i in (1, 2, 3, 4))
-        assert (~valid).any() and dones.any() and {-1, 1} <= set(rewards.flatten())
-
-        old = plain_moments(frames_seen)
-        frames_seen += [x[v] for x, v in zip(frames, valid, strict=True)]
-        new = plain_moments(frames_seen)
-        with torch.no_grad():
-            raw = []  # (T, N)
-            for x in (plain_white(x, *old) for x in frames):
-                error = lean_rnd(sub("rnd."), "predictor", x) - lean_rnd(target, "target", x)
-                raw.append(error.square().mean(1).numpy())
-            logits, values = zip(*(lean_agent(sub("agent."), obs[t]) for t in range(T + 1)), strict=True)
-            features = [lean_rnd(target, "target", plain_white(x, *new)) for x in frames]
-        filtered = plain_filter(np.stack(raw), valid, 0.99, f)
-        f = filtered[-1]
-        returns_seen.append(filtered[valid])
-        deviation = np.sqrt(plain_moments(returns_seen)[1])
-        intrinsic = np.stack(raw) / deviation
-        values = torch.stack(values).numpy()  # (T+1, N, 2)
-        no_end = np.zeros_like(dones)
-        adv_int = advantages_by_definition(intrinsic, values[:T, :, 0], values[T, :, 0], no_end, valid, 0.99, 0.95)
-        adv_ext = advantages_by_definition(rewards, values[:T, :, 1], values[T, :, 1], dones, valid, 0.999, 0.95)
-        advantages = torch.from_numpy(adv_int + 2 * adv_ext)
-        returns = torch.from_numpy(np.stack([adv_int, adv_ext], -1) + values[:T])
-        logprobs = torch.stack(logits)[:T].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
-
-        losses = []
-        for block in np.split(np.arange(N), 2) * 3:  # two minibatches, three epochs
-            entries = [(t, env) for t in range(T) for env in block if valid[t, env]]
-            ts, es = (torch.tensor(x) for x in zip(*entries, strict=True))
-            new_logits, new_values = lean_agent(sub("agent."), obs[ts, es])
-            log_p = new_logits.log_softmax(-1)
-            ratio = (log_p.gather(1, actions[ts, es][:, None])[:, 0] - logprobs[ts, es]).exp()
-            a = advantages[ts, es]
-            a = (a - a.mean()) / (a.std(correction=0) + 1e-8)
-            policy_loss = torch.max(-a * ratio, -a * ratio.clamp(0.9, 1.1)).mean()
-            value_loss = sum(0.5 * (new_values[:, h] - returns[ts, es, h]).square().mean() for h in (0, 1))
-            entropy = -(log_p.exp() * log_p).sum(-1).mean()
-            x = plain_white(np.stack([frames[t][env] for t, env in entries]), *new)
-            goal = torch.stack([features[t][env] for t, env in entries])
-            distill = (lean_rnd(sub("rnd."), "predictor", x) - goal).square().mean(1).mean()
-            loss = policy_loss + value_loss - 0.001 * entropy + distill
-            adam.step(gradients := torch.autograd.grad(loss, [*p.values()]))
-            norm = torch.cat([x.flatten() for x in gradients]).norm()
-            losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill, norm)])
-
-        np.testing.assert_allclose(scalars["rnd/intrinsic_reward"], intrinsic[valid].mean(), rtol=1e-6)
-        np.testing.assert_allclose(scalars["rnd/intrinsic_return_std"], deviation, rtol=1e-6)
-        names = ("policy_loss", "value_loss", "entropy", "predictor_loss", "grad_norm")
-        for name, expected in zip(names, np.mean(losses, axis=0), strict=True):
-            np.testing.assert_allclose(scalars[f"losses/{name}"], expected, rtol=1e-6, atol=1e-7, err_msg=name)
-
-        ours = watched.states[k]
-        np.testing.assert_allclose(ours["rnd.filtered"], f, rtol=1e-9)
-        for name, w in p.items():  # a step of Adam is about 2.5e-4
-            torch.testing.assert_close(ours[name], w.detach(), rtol=1e-9, atol=1e-10)
+    """With this script's defaults: advantages normalised, learning rate 2.5e-4."""
+    assert watched.args.norm_adv and watched.args.learning_rate == 2.5e-4
+    assert_equals_transcription(script, watched, lean_agent, lean_rnd, plain_white)
 
 
 def test_rnd_sees_the_frame_after_the_step_and_never_a_reset(atari_pool, tmp_path, monkeypatch):
