@@ -1,0 +1,86 @@
+"""The tables of README.md and docs/results, compared with the CSVs that they come from."""
+
+import re
+import statistics
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmark"))
+import doorkey
+import maze
+import minigrid_runs
+import sweep
+
+RESULTS = ROOT / "docs" / "results"
+README = {  # row of README's table -> CSV, row with the bonus, row without, column of the frames to the score
+    "maze, far goal, 95 %": ("maze", "9-9, with RND", "9-9, without", "solved_step"),
+    "DoorKey-8x8, A2C, 0.95": ("doorkey", "8x8 tuned, RND", "8x8 tuned, A2C", "frames_95"),
+    "DoorKey-16x16, A2C, 0.95": ("doorkey", "16x16 tuned, RND", "16x16 tuned, A2C", "frames_95"),
+    "DoorKey-16x16, PPO, 0.95": ("minigrid", "DoorKey-16x16, default", "DoorKey-16x16, PPO", "solved_at"),
+    "KeyCorridorS3R3, PPO, 0.86": ("minigrid", "KeyCorridorS3R3, default", "KeyCorridorS3R3, PPO", "solved_at"),
+    "KeyCorridorS4R3, PPO, 0.85": ("minigrid", "KeyCorridorS4R3, default", "KeyCorridorS4R3, PPO", "solved_at"),
+    "ObstructedMaze-2Dlh, PPO, 0.9": ("minigrid", "ObstructedMaze-2Dlh, default", None, "solved_at"),
+}
+
+
+def tables(path):
+    """First cell -> the other cells, of all tables in a Markdown file."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    return {cells[0]: cells[1:] for cells in ([x.strip() for x in line.strip("|").split("|")] for line in lines)}
+
+
+def lines_of(name, row):
+    lines = [line for line in sweep.read_table(RESULTS / f"{name}.csv") if line["row"] == row]
+    assert lines, f"{name}.csv has no {row}"
+    return lines
+
+
+def frames_to(name, row, column):
+    """Frames that each seed of a row took, in millions; only of those that got there. And the number of all seeds."""
+    lines = lines_of(name, row)
+    return [float(line[column]) / 1e6 for line in lines if line[column]], len(lines)
+
+
+@pytest.mark.parametrize("label", README)
+def test_a_row_of_the_readme_is_what_the_csv_says(label):
+    name, row, other, column = README[label]
+    with_bonus, without, frames, _ = tables(ROOT / "README.md")[label]
+    took, seeds = frames_to(name, row, column)
+    assert with_bonus == f"{len(took)} of {seeds}"
+    assert frames == f"{statistics.median(took):.2f}M ({min(took):.2f}M to {max(took):.2f}M)"
+    if other is None:
+        assert without == "not run"
+    else:
+        reached, seeds = frames_to(name, other, column)
+        (words,) = re.findall(r"^(\d+ of \d+)(?: in (\d+)M)?$", without)
+        assert words[0] == f"{len(reached)} of {seeds}"
+        if words[1]:  # the frames that were allowed
+            column = next(x for x in ("frames", "steps") if x in lines_of(name, other)[0])
+            allowed = max(float(line[column]) for line in lines_of(name, other))
+            assert int(words[1]) - 0.25 < allowed / 1e6 <= int(words[1])
+
+
+def test_every_row_of_the_readme_has_its_numbers_checked():
+    """All but Montezuma's rows, which are runs and not lines of a table, stand above."""
+    (table,) = re.findall(r"(?s)\| task, score \|.*?\n\n", (ROOT / "README.md").read_text())
+    labels = [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]
+    assert {x for x in labels if not x.startswith("Montezuma")} == set(README)
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "rows"),
+    [
+        ("maze", maze, ()),
+        ("doorkey", doorkey, ()),
+        ("minigrid", minigrid_runs, (minigrid_runs.ROWS["main"],)),
+        ("minigrid_ablations", minigrid_runs, (minigrid_runs.ROWS["ablations"],)),
+    ],
+)
+def test_a_table_of_the_results_is_the_one_that_its_program_prints(name, program, rows, capsys):
+    """Made anew from the CSV; each line stands in docs/results/README.md."""
+    program.print_table(sweep.read_table(RESULTS / f"{name}.csv"), *rows)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    written = (RESULTS / "README.md").read_text().splitlines()
+    assert len(printed) > 10 and not [line for line in printed if line not in written]
