@@ -46,8 +46,13 @@ GRID = ["--env-id", "DoorKey-5x5", "--num-envs", 4, "--num-steps", 8]
 ATARI = ["--num-envs", 4, "--num-steps", 8, "--num-minibatches", 1, "--update-epochs", 1, "--warmup-rollouts", 0]
 SMALL = {  # 32 steps a rollout
     "a2c_rnd_doorkey": [*GRID, "--log-interval", 1],
+    "dqn_rnd_atari": [
+        *("--obs", "ram", "--num-envs", 4, "--num-steps", 8, "--learning-starts", 8, "--buffer-size", 400),
+        *("--batch-size", 8, "--log-interval", 1),
+    ],
     "ppo_rnd_atari": ATARI,
     "ppo_rnd_atari_ram": ATARI,
+    "ppo_rnd_continuous": ["--env-id", "InvertedPendulum", "--num-envs", 4, "--num-steps", 8, "--num-minibatches", 2],
     "ppo_rnd_minigrid": [*GRID, "--num-minibatches", 2],
     "reinforce_rnd_maze": ["--goal", "2-2", "--max-episode-steps", 20],
     "snd_atari": [*ATARI, "--target-batch", 8, "--rnd-epochs", 1],

@@ -25,7 +25,8 @@ SAME = [
     *("forward", "gae", "init_layer", "join_ranks", "load_checkpoint", "masked_mean", "normalise"),
     *("predictor_subset", "reading", "reward_filter", "sum_over_ranks", "to_tensor"),
 ]
-SAME_WITH_OR_WITHOUT_RANKS = ["EpisodeStats", "Progress", "RunningMoments", "film", "main", "resolve_env_id"]
+SAME_WITH_OR_WITHOUT_RANKS = ["Progress", "RunningMoments", "main"]
+SAME_IN_A_GAME = ["EpisodeStats", "film", "resolve_env_id"]  # of Atari, and of MiniGrid
 
 
 def needs(source: str) -> set[str]:
@@ -48,7 +49,8 @@ def test_header_says_what_the_script_needs_as_requirements_do(path):
     assert header["requires-python"] == ">=3.11"
     assert set(header["dependencies"]) <= pinned
     named = {re.split("==", line)[0] for line in header["dependencies"]}
-    unseen = {"imageio-ffmpeg", "opencv-python-headless"}  # imageio's mp4, gymnasium's AtariPreprocessing
+    # for imageio's mp4, gymnasium's AtariPreprocessing, gymnasium's MuJoCo
+    unseen = {"imageio-ffmpeg", "opencv-python-headless", "mujoco"}
     assert named - unseen == needs(source)
     assert ("imageio" in named) == ("imageio-ffmpeg" in named)
     assert ("ale-py" in named) == ("opencv-python-headless" in named)
@@ -75,11 +77,18 @@ def test_what_does_the_same_is_the_same_text():
     for block in SAME:
         texts = {name: found[block] for name, found in all_blocks.items() if block in found}
         assert len(texts) > 1 and len({*texts.values()}) == 1, f"{block} differs in {', '.join(texts)}"
+
+    def assert_same(block: str, names: list[str]) -> None:
+        assert len(names) > 1
+        assert len({all_blocks[name][block] for name in names}) == 1, f"{block} differs in {', '.join(names)}"
+
     for block in SAME_WITH_OR_WITHOUT_RANKS:
         for knows in (True, False):
-            names = [name for name in all_blocks if ranks[name] == knows and name != "reinforce_rnd_maze"]
-            texts = {name: all_blocks[name][block] for name in names}
-            assert len({*texts.values()}) == 1, f"{block} differs in {', '.join(names)}"
+            assert_same(block, [x for x in all_blocks if ranks[x] == knows and x != "reinforce_rnd_maze"])
+    for block in SAME_IN_A_GAME:
+        no_ranks = ["dqn_rnd_atari"] if block == "EpisodeStats" else []
+        assert_same(block, [x for x in all_blocks if "atari" in x and x not in no_ranks])
+        assert_same(block, [x for x in all_blocks if "MiniGridEnvs" in all_blocks[x]])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

@@ -1,0 +1,121 @@
+"""Continuous control: PPO alone and with RND, on tasks that always pay and on tasks that seldom do.
+
+    python benchmark/continuous.py --out docs/results/continuous --jobs 2
+
+Each run is `python ppo_rnd_continuous.py` with the flags of its row, as a process of its own on one thread. Runs that
+are already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from
+its checkpoint. Writes <out>.csv (a line for each run), the figure <out>.png, and prints the table: the interquartile
+mean over the seeds with its bootstrap 95 % interval. "Score" is the mean of the last 100 training episodes,
+"evaluation" that of 100 fresh ones. "Paid" counts the seeds whose score is above PAID.
+"""
+
+import pathlib
+import sys
+
+import matplotlib
+import numpy as np
+from plot import curve, draw_curves, from_folder
+from scipy.stats import bootstrap, trim_mean
+from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, table_parser
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SCRIPT = ROOT / "ppo_rnd_continuous.py"
+DENSE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
+SPARSE = {  # steps; a score that says that the task is being solved
+    "MountainCarContinuous": ("3e5", 0),
+    "CartpoleSwingupSparse": ("1e6", 100),
+    "AcrobotSwingupSparse": ("1e6", 10),
+    "PointMaze_Medium_Diverse_GR": ("1e6", 0.5),
+}
+VARIANTS = {"PPO": "--int-coef 0", "PPO + RND": ""}
+ROWS = {  # row -> (flags, seeds)
+    f"{task}, {variant}": (
+        f"--env-id {task} --total-timesteps {SPARSE.get(task, ['1e6'])[0]} {flags}".split(),
+        10 if task in DENSE and variant == "PPO" else 5,
+    )
+    for task in (*DENSE, *SPARSE)
+    for variant, flags in VARIANTS.items()
+}
+
+
+def measure(job: Job, folder: pathlib.Path) -> dict:
+    """The columns of the CSV for a finished run, after row and seed."""
+    run = from_folder(folder)
+    steps, scores = curve(run, "charts/score", "steps")
+    returns, error = evaluation(SCRIPT, folder)
+    return {
+        "steps": run.steps[-1],
+        "score": f"{scores[-1]:.2f}" if len(scores) else "",
+        "evaluation": returns,
+        "error": error,
+        "minutes": f"{60 * run.hours[-1]:.1f}",
+        "curve": curve_cell(steps, scores, 2),
+    }
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean of the seeds' values (K,) and its bootstrap 95 % interval (percentiles)."""
+
+    def middle(x: np.ndarray, axis: int) -> np.ndarray:
+        return trim_mean(x, 0.25, axis)
+
+    mean = float(middle(values, 0))
+    if len(values) == 1 or np.ptp(values) == 0:
+        return mean, mean, mean
+    drawn = bootstrap((values,), middle, n_resamples=2000, method="percentile", rng=0, vectorized=True)
+    return mean, *map(float, drawn.confidence_interval)
+
+
+def print_table(runs: list[dict]) -> None:
+    """The table of docs/results, in Markdown."""
+    print("| task, variant | flags | seeds | score | evaluation | paid | minutes |\n|---|---|---|---|---|---|---|")
+    for row, (flags, _) in ROWS.items():
+        if mine := [r for r in runs if r["row"] == row]:
+            cells = [str(len(mine))]
+            for column in ("score", "evaluation"):
+                mean, low, high = interval(np.array([float(r[column] or "nan") for r in mine]))
+                form = ",.0f" if abs(mean) >= 100 else ".2f"
+                cells.append(f"{mean:{form}} ({low:{form}} to {high:{form}})")
+            level = SPARSE.get(row.split(",")[0], ("", None))[1]
+            paid = sum(float(r["score"] or "nan") > level for r in mine) if level is not None else None
+            cells.append("" if paid is None else f"{paid} of {len(mine)}")
+            cells.append(f"{np.median([float(r['minutes']) for r in mine]):.1f}")
+            print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
+
+
+def draw(runs: list[dict], path: pathlib.Path) -> None:
+    """Score against steps, mean and 95 % interval over the seeds, a panel for each task."""
+    tasks = [task for task in (*DENSE, *SPARSE) if any(r["row"].startswith(f"{task},") for r in runs)]
+    rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(3.1 * columns, 2.7 * rows), squeeze=False, layout="constrained"
+    )
+    for panel in panels.flat[len(tasks) :]:
+        panel.set_visible(False)
+    for panel, task in zip(panels.flat, tasks, strict=False):
+        for k, variant in enumerate(VARIANTS):
+            draw_curves(panel, curves_of(runs, f"{task}, {variant}", 1e6), f"C{k}", variant)
+        panel.set(title=task, xlabel="million steps")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("mean return, last 100 episodes")
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    args = table_parser(__doc__, "runs/continuous").parse_args()
+    runs, status = fill_table(
+        *(SCRIPT, ROWS, args, measure),
+        tell=lambda line: f"score {line['score']}, evaluation {line['evaluation']}, {line['minutes']} minutes",
+    )
+    if runs:
+        draw(runs, args.out.with_suffix(".png"))
+        print_table(runs)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
