@@ -15,6 +15,7 @@ from conftest import ROOT
 from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "benchmark"))
+import aggregate
 import plot
 import ram
 import sweep
@@ -57,6 +58,22 @@ def test_curves_of_different_lengths_meet_on_one_grid():
     assert (low <= mean).all() and (mean <= high).all()
     one = plot.mean_and_interval([short], points=2)
     assert [v.tolist() for v in one] == [[1, 2], [0, 1], [0, 1], [0, 1]]
+
+
+def test_aggregates_over_tasks_equal_loops():
+    """Two tasks with 3 and 2 seeds: interquartile mean, profile, probability of improvement; resamples within tasks."""
+    rng = np.random.default_rng(0)
+    ours, theirs = ([rng.integers(0, 4, (n, 2)) / 4 for n in sizes] for sizes in ((3, 2), (4, 2)))
+    ends = sorted(x for task in ours for x in task[:, 1])  # 5 runs: one is cut off at each end
+    assert aggregate.interquartile_mean(ours)[1] == pytest.approx(np.mean(ends[1:-1]))
+    levels = np.array([0.0, 0.3, 0.6])
+    assert aggregate.profile(ours, levels).tolist() == [np.mean([x > level for x in ends]) for level in levels]
+    shares = []
+    for a, b in zip(ours, theirs, strict=True):
+        shares.append(np.mean([(x > y) + 0.5 * (x == y) for x in a[:, 1] for y in b[:, 1]]))
+    assert aggregate.improvement(ours, theirs) == pytest.approx(np.mean(shares))
+    for task, drawn in zip(ours, aggregate.resample(ours, rng), strict=True):
+        assert drawn.shape == task.shape and {*map(tuple, drawn)} <= {*map(tuple, task)}
 
 
 def test_table_of_runs_and_back(tmp_path):
