@@ -15,22 +15,21 @@ al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018
 
     Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V is the target network's, by --backup
     V = max Q,  Q(argmax of the other network's),  E_pi[Q],  E_pi[Q] + alpha * H(pi);  pi = softmax(Q / alpha)
-    r_int = |g(o') - f(o')|^2 / 512    RND: f is random, g learns to agree; new is where it does not do so yet
+    r_int = |g(o') - f(o')|^2 / 512    RND: f is random, g learns to agree; what is new is where it does not yet
 
-What is different from RND with PPO (ppo_rnd_atari.py), because a step is learned from again and again:
-  1. A bonus that was stored with its step grows stale: by the time it is learned from, the predictor knows
-     the frame. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
-  2. The intrinsic stream does not end with the episode. At a game over it looks ahead to the first frame of
-     the next one, which the memory has.
-  3. Of the random agent that fills the memory, the first half starts the statistics of the frames, the second
-     half those of the bonus. Its own steps are paid no bonus.
+What is different from RND with PPO (ppo_rnd_atari.py):
+  1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
+     frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
+  2. At a game over the intrinsic stream looks ahead to the next episode's first frame, which the memory has.
+  3. The random agent's steps stay in the memory. The first half starts the statistics of the frames, the
+     second half those of the bonus. With `collection` they are paid no bonus.
 
 Three commands, to train, to resume and to evaluate:
     python dqn_rnd_atari.py --preset rnd --env-id MontezumaRevenge
     python dqn_rnd_atari.py --resume runs/RUN
     python dqn_rnd_atari.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-`--preset dqn` and `iqn` are Dopamine's agents, for games without the need to explore: `--env-id Boxing`. With
+`--preset dqn` and `iqn` have Dopamine's settings, for games without the need to explore: `--env-id Boxing`. With
 `--obs ram` they see the console's 128 bytes and learn on one CPU core. IQN with 64 quantiles wants a GPU.
 """
 
@@ -103,9 +102,9 @@ class Args:
     # environment
     env_id: str = "MontezumaRevenge"  # the game; ALE/MontezumaRevenge-v5 means the same
     obs: Literal["pixels", "ram"] = "pixels"  # what the agent sees: 84 x 84 frames, or 128 bytes of RAM
-    frame_stack: int = 4  # how many of the last ones it sees, S
+    frame_stack: int = 4  # newest frames that it sees, S
     num_envs: int = 8  # parallel environments, N
-    num_steps: int = 2  # steps of each environment between updates, T
+    num_steps: int = 2  # steps of each environment, T; then the updates
     sticky_actions: float = 0.25  # probability that an emulator frame repeats the action before
     max_episode_steps: int = 4500  # steps after which an episode is cut; 4 frames a step
     clip_rewards: bool = True  # learn from the sign of the reward
@@ -163,7 +162,7 @@ class Args:
 DOPAMINE = {"backup": "max", "n_step": 1, "single_head": True, "int_coef": 0.0, "max_episode_steps": 27_000}
 PRESETS = {  # what each differs in from the defaults
     "rnd": {},
-    "dqn": DOPAMINE,  # Dopamine's DQN with Adam and the squared error
+    "dqn": DOPAMINE,  # Dopamine's settings of DQN with Adam and the squared error
     "iqn": DOPAMINE | {"value": "iqn", "n_step": 3, "learning_rate": 5e-5, "adam_eps": 3.125e-4},
     # a course report: soft Q-learning, one update of 1,024 a step of 16 environments. Mended: the entropy's sign.
     "seed-003": {
@@ -174,8 +173,7 @@ PRESETS = {  # what each differs in from the defaults
         **{"update_every": 16, "learning_rate": 5e-5, "learning_rate_final": 1e-5, "adam_eps": 1e-8},
         **{"max_grad_norm": 10.0, "tau": 0.003},
     },
-    # an article: r + r_int in one value, statistics of 1,500 steps. Mended: these are a random agent's steps, not
-    # resets; reward and training normalise alike, and clip; the target has no gradient; 512 features, their mean.
+    # an article: r + r_int in one value, statistics of a random agent's 1,500 steps; its mistakes are mended
     "seed-001": {
         **{"single_head": True, "n_step": 1, "bonus_norm": "none", "int_clip": 1.0, "bonus_from": "collection"},
         **{"predictor_from": "replay", "obs_norm": "frozen", "learning_starts": 1500},
@@ -268,13 +266,8 @@ class Agent(nn.Module):
         self.num_heads, self.bf16, self.late = num_heads, args.bf16, args.late_embedding
         if args.obs == "pixels":
             size, layers = 64 * 7 * 7, [nn.Conv2d(args.frame_stack, 32, 8, stride=4), nn.ReLU()]
-            layers += [
-                nn.Conv2d(32, 64, 4, stride=2),
-                nn.ReLU(),
-                nn.Conv2d(64, 64, 3, stride=1),
-                nn.ReLU(),
-                nn.Flatten(),
-            ]
+            layers += [nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
+            layers += [nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()]
         else:
             size, layers = 512, [nn.Flatten(), nn.Linear(args.frame_stack * 128, 512), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
@@ -327,10 +320,10 @@ class RND(nn.Module):
         self.predictor = nn.Sequential(*rnd_layers(args.obs), *deeper)
         self.obs_rms = RunningMoments(SCREEN_SHAPE[args.obs], device)
         self.return_rms = RunningMoments((), device)  # of the bonus itself with --bonus-norm released
-        if args.bonus_norm == "released":  # whose variance starts as 1, with the weight of one frame
+        if args.bonus_norm == "released":  # its variances start at 1, with the weight of one frame
             self.obs_rms.count.fill_(1)
             self.return_rms.count.fill_(1)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) discounted sum of past bonuses
         self.to(device)
 
 
@@ -377,27 +370,15 @@ def scale_bonus(raw: Tensor, return_rms: RunningMoments, args: Args) -> Tensor:
     """The intrinsic reward from the predictor's error, of the same shape.
 
     return    divided by the std of its discounted return (Burda et al.)
-    released  less its mean, divided by its variance, as in the code released with Taiga et al. (2020): it is
-              often negative. That code also normalises frames by moments of normalised frames.
+    released  less its mean, divided by its variance, as in the code released with Taiga et al. (2020). That code
+              normalises frames by moments of normalised frames.
+    none      as it is
     """
     if args.bonus_norm == "return":
         raw = raw / return_rms.var.sqrt().float()
     elif args.bonus_norm == "released":
         raw = (raw - return_rms.mean.float()) / return_rms.var.float()
     return raw if args.int_clip is None else raw.clamp(max=args.int_clip)
-
-
-def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
-
-    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
-    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
-    """
-    filtered = []
-    for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
-        state = torch.where(ok, gamma * state + reward, state)
-        filtered.append(state)
-    return torch.stack(filtered), state
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
@@ -427,44 +408,37 @@ def action_probabilities(q: Tensor, epsilon: float, temperature: float | None) -
     return (1 - epsilon) * chosen + epsilon / A
 
 
-def total_value(q: Tensor, args: Args) -> Tensor:
-    """What the agent acts upon (B, A): the weighted sum of the heads (B, H, A)."""
+def total_value(z: Tensor, args: Args) -> Tensor:
+    """What the agent acts upon (B, A): the weighted sum of the heads of z (B, K, H, A), mean over its quantiles."""
+    q = z.mean(1)  # (B, H, A)
     return q[:, 0] if args.single_head else args.int_coef * q[:, 0] + args.ext_coef * q[:, 1]
 
 
-# A backup says what the next state is worth. All have z (B, K, H, A), quantiles (K = 1 for DQN) of both streams
-# by the target network; q (B, A), its total value; online (B, A), the online network's; and the temperature
-# alpha. They return V (B, K, H).
+SOFT = ("soft", "munchausen")  # backups with the entropy in the value
 
 
-def max_backup(z: Tensor, q: Tensor, online: Tensor, alpha: float) -> Tensor:
-    """V = Z(argmax q) (Mnih et al. 2015; Dabney et al. 2018, eq. 3)."""
-    return (z * action_probabilities(q, 0.0, None)[:, None, None]).sum(3)
+def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
+    """What the next state is worth, V (B, K, H): z (B, K, H, A), the target network's quantiles (DQN: K = 1).
 
+    q (B, A) is the total value that pi comes from: the online network's for "double", else the target's.
 
-def double_backup(z: Tensor, q: Tensor, online: Tensor, alpha: float) -> Tensor:
-    """V = Z(argmax online): one network chooses, the other judges (van Hasselt et al. 2016, eq. 4)."""
-    return max_backup(z, online, online, alpha)
+    max, double       Z(argmax q) (Mnih et al. 2015; van Hasselt et al. 2016, eq. 4)
+    softmax           sum of pi(a) Z(a), pi = softmax(q / alpha) (Song et al. 2019, eq. 2)
+    soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 3): in the mean alpha * logsumexp(q / alpha)
 
-
-def softmax_backup(z: Tensor, q: Tensor, online: Tensor, alpha: float) -> Tensor:
-    """V = sum of pi(a) Z(a), pi = softmax(q / alpha), without its entropy (Song et al. 2019, eq. 2)."""
-    return (z * action_probabilities(q, 0.0, alpha)[:, None, None]).sum(3)
-
-
-def soft_backup(z: Tensor, q: Tensor, online: Tensor, alpha: float) -> Tensor:
-    """V = sum of pi(a) Z(a) + alpha * H(pi) (Haarnoja et al. 2017, eq. 3); in the mean alpha * logsumexp(q / alpha).
-
-    Entropy is a reward: its sign is plus. It is paid to the extrinsic head, which is the last. Over n steps only
-    the entropy after the last is counted.
+    Entropy is a reward: its sign is plus. The last head gets it, in its own units. Over n steps only the entropy
+    after the last is counted.
     """
-    values = softmax_backup(z, q, online, alpha)
-    values[..., -1] += alpha * entropy(action_probabilities(q, 0.0, alpha))[:, None]
+    pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
+    values = (z * pi[:, None, None]).sum(3)
+    if args.backup in SOFT:
+        values[..., -1] += alpha * entropy(pi)[:, None] / last_weight(args)
     return values
 
 
-BACKUPS = {"max": max_backup, "double": double_backup, "softmax": softmax_backup}
-BACKUPS |= {"soft": soft_backup, "munchausen": soft_backup}
+def last_weight(args: Args) -> float:
+    """What the last head weighs in the total value."""
+    return 1.0 if args.single_head else args.ext_coef
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -472,13 +446,13 @@ def entropy(probabilities: Tensor) -> Tensor:
     return -torch.special.xlogy(probabilities, probabilities).sum(1)
 
 
-def munchausen_bonus(q: Tensor, actions: Tensor, alpha: float, coef: float, floor: float) -> Tensor:
-    """What it adds to the reward (B,): coef * clip(alpha * log pi(a), floor, 0) (Vieillard et al. 2020).
+def munchausen_bonus(q: Tensor, actions: Tensor, alpha: float, args: Args) -> Tensor:
+    """What it adds to the total reward (B,): coef * clip(alpha * log pi(a), floor, 0) (Vieillard et al. 2020).
 
     Args: q (B, A), total value of the state by the target network; actions (B,), what was done there.
     """
     logprobs = (q / alpha).log_softmax(1).gather(1, actions[:, None]).squeeze(1)
-    return coef * (alpha * logprobs).clamp(floor, 0)
+    return args.munchausen_coef * (alpha * logprobs).clamp(args.munchausen_floor, 0)
 
 
 def n_step_return(rewards: Tensor, alive: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -518,8 +492,8 @@ class Batch(NamedTuple):
     rewards: Tensor  # (n, B) extrinsic
     bonus: Tensor  # (n, B) intrinsic, as it was at collection
     alive: Tensor  # (n, B) bool, the step belongs to the episode of the first one
-    over: Tensor  # (B,) bool, one of these ended the game; a cut by the time limit does not
-    next_obs: Tensor  # (B, S, ...) uint8, after the last of them; after a game over the next episode's first
+    over: Tensor  # (B,) bool, an alive one ended the game; a cut by the time limit does not
+    next_obs: Tensor  # (B, S, ...) uint8, after the last alive one; after a game over the next episode's first
 
 
 class Replay:
@@ -563,20 +537,20 @@ class Replay:
         """Rows t of environments env, of equal shape."""
         return self.data[name][t % self.L, env]
 
-    def screens(self, t: Tensor, env: Tensor) -> Tensor:
-        """What RND sees of steps t: the screen after each."""
+    def screens_after(self, t: Tensor, env: Tensor) -> Tensor:
+        """What RND sees of steps t."""
         return self.at("screens" if "screens" in self.data else "obs", t + 1, env)
 
     def stack(self, t: Tensor, env: Tensor) -> Tensor:
-        """What the agent sees at t (B,): frames (B, S, ...), the newest last; the first one repeated."""
+        """What the agent sees at t (B,): frames (B, S, ...), the newest last; an episode's first repeated."""
         rows = [t]
         for _ in range(self.S - 1):
             rows.append(rows[-1] - (~self.at("first", rows[-1], env)).long())
         return self.at("obs", torch.stack(rows[::-1], 1), env[:, None])
 
-    def newest(self, T: int = 0) -> tuple[Tensor, Tensor]:
-        """Where the last T steps are, (T * N,) each; T = 0: where the next step is going to be (N,)."""
-        t = torch.arange(self.count - T, self.count + (T == 0), device=self.device)
+    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows from start to stop, excluding, of all environments: which rows and which environments."""
+        t = torch.arange(start, stop, device=self.device)
         return t.repeat_interleave(self.N), torch.arange(self.N, device=self.device).repeat(len(t))
 
     def draw(self, B: int, n: int) -> tuple[Tensor, Tensor]:
@@ -592,10 +566,10 @@ class Replay:
             alive[k] = alive[k - 1] & ~self.at("done", steps[k - 1], env)
         over = (self.at("terminated", steps, env) & alive).any(0)
         after = t + alive.sum(0) + over  # the row after a game over has its last frame
-        firsts = (self.at(name, t, env) for name in ("actions", "valid"))
-        sums = (self.at(name, steps, env) for name in ("rewards", "bonus"))
+        own = (self.at(name, t, env) for name in ("actions", "valid"))
+        later = (self.at(name, steps, env) for name in ("rewards", "bonus"))
         obs, next_obs = self.stack(torch.cat([t, after]), env.repeat(2)).chunk(2)
-        return Batch(obs, *firsts, *sums, alive, over, next_obs)
+        return Batch(obs, *own, *later, alive, over, next_obs)
 
     def state_dict(self) -> dict:
         return {"count": self.count} | {name: x[: self.count + 1] for name, x in self.data.items()}
@@ -615,8 +589,8 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
     device = rnd.filtered.device
     for now in range(step, step + args.num_steps * args.num_envs, args.num_envs):
         epsilon, temperature = exploration(now, args)
-        obs = replay.stack(*replay.newest()).to(device)
-        q = total_value(agent(obs, args.num_acting_quantiles)[0].mean(1), args)  # (N, A)
+        obs = replay.stack(*replay.rows(replay.count, replay.count + 1)).to(device)
+        q = total_value(agent(obs, args.num_acting_quantiles)[0], args)  # (N, A)
         q = q.nan_to_num()  # `Run.log` says so in the next update
         policy = action_probabilities(q, epsilon, temperature if args.policy == "boltzmann" else None)
         actions = torch.multinomial(policy, 1).squeeze(1)
@@ -640,11 +614,12 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
         rnd.return_rms.update(raw, valid)
     else:
         if step >= args.learning_starts / 2:
-            filtered, rnd.filtered = reward_filter(raw[None], valid[None], args.int_gamma, rnd.filtered)
-            rnd.return_rms.update(filtered[0], valid)
+            gamma = args.gamma if args.single_head else args.int_gamma
+            rnd.filtered = torch.where(valid, gamma * rnd.filtered + raw, rnd.filtered)  # over episode ends too
+            rnd.return_rms.update(rnd.filtered, valid)
         if args.obs_norm == "running" or random_agent:
             rnd.obs_rms.update(screens, valid)
-    # paper: the random agent's steps are not kept, here: they are, without a bonus, because they fill the memory
+    # the random agent's steps fill the memory (paper: thrown away); with --bonus-from collection they are unpaid
     return torch.zeros_like(raw) if random_agent else scale_bonus(raw, rnd.return_rms, args)
 
 
@@ -660,17 +635,16 @@ def td_targets(
     """
     K, acting = args.num_quantiles, args.num_acting_quantiles
     z, _ = target_agent(batch.next_obs, K + acting)  # (B, K + acting, H, A); DQN: (B, 1, H, A)
-    q = online = total_value(z[:, -acting:].mean(1), args)  # other quantiles choose than are learned from
+    q = total_value(z[:, -acting:], args)  # other quantiles choose than are learned from
     if args.backup == "double":
-        online = total_value(agent(batch.next_obs, acting)[0].mean(1), args)
-    values = BACKUPS[args.backup](z[:, :K], q, online, temperature)  # (B, K', H)
-    rewards = batch.rewards
+        q = total_value(agent(batch.next_obs, acting)[0], args)
+    values = next_value(z[:, :K], q, temperature, args)  # (B, K', H)
+    rewards = args.int_coef * bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
     if args.backup == "munchausen":
-        here = total_value(target_agent(batch.obs, acting)[0].mean(1), args)
-        coef, floor = args.munchausen_coef, args.munchausen_floor
-        rewards = rewards + munchausen_bonus(here, batch.actions, temperature, coef, floor)  # (1, B)
+        here = total_value(target_agent(batch.obs, acting)[0], args)
+        rewards = rewards + munchausen_bonus(here, batch.actions, temperature, args) / last_weight(args)  # (1, B)
     if args.single_head:
-        streams = [(args.int_coef * bonus + args.ext_coef * rewards, batch.over, args.gamma)]
+        streams = [(rewards, batch.over, args.gamma)]
     else:
         int_over = batch.over if args.int_episodic else torch.zeros_like(batch.over)
         streams = [(bonus, int_over, args.int_gamma), (rewards, batch.over, args.gamma)]
@@ -699,8 +673,8 @@ def update(
     device, new = rnd.filtered.device, args.num_envs * args.num_steps
     totals: dict[str, Tensor] = collections.defaultdict(float)
     if args.int_coef > 0 and args.predictor_from == "collection":
-        where = replay.newest(args.num_steps)
-        screens, valid = replay.screens(*where).to(device), replay.at("valid", *where).to(device)
+        where = replay.rows(replay.count - args.num_steps, replay.count)
+        screens, valid = replay.screens_after(*where).to(device), replay.at("valid", *where).to(device)
         totals["losses/predictor_loss"] = learn_predictor(rnd, optimizer, screens, valid, args)
     for now in range(step + args.update_every, step + new + 1, args.update_every):
         share = args.update_every / new  # of this update in the means
@@ -710,7 +684,7 @@ def update(
         batch = Batch(*(x.to(device) for x in replay.batch(t, env, args.n_step)))
         bonus = batch.bonus
         if args.int_coef > 0 and args.bonus_from == "replay":
-            screens = torch.cat([replay.screens(t + k, env) for k in range(args.n_step)]).to(device)
+            screens = torch.cat([replay.screens_after(t + k, env) for k in range(args.n_step)]).to(device)
             with torch.no_grad():
                 raw = novelty(rnd, screens, args.bonus_norm).view_as(bonus)  # (n, B)
             bonus = scale_bonus(raw, rnd.return_rms, args)
@@ -721,8 +695,8 @@ def update(
         loss, suffixes = 0.0, [""] if args.single_head else ["_int", "_ext"]
         for head, (suffix, coef) in enumerate(zip(suffixes, [args.int_coef, args.ext_coef], strict=False)):
             head_loss = masked_mean(value_loss(z[..., head], targets[..., head], taus, args), batch.valid)
-            # a stream that is turned off does not shape the features either
-            loss = loss + head_loss * (coef > 0 or args.single_head)
+            if coef > 0 or args.single_head:  # a stream that is turned off does not shape the features either
+                loss = loss + head_loss
             totals[f"losses/value_loss{suffix}"] += share * head_loss.detach()
             totals[f"losses/q{suffix}"] += share * z[..., head].detach().mean()
         optimizer.zero_grad()
@@ -731,9 +705,8 @@ def update(
         totals["losses/grad_norm"] += share * norm
         optimizer.step()
         if args.int_coef > 0 and args.predictor_from == "replay":
-            screens = replay.screens(t, env).to(device)
-            predictor_loss = learn_predictor(rnd, optimizer, screens, batch.valid, args)
-            totals["losses/predictor_loss"] += share * predictor_loss
+            screens = replay.screens_after(t, env).to(device)
+            totals["losses/predictor_loss"] += share * learn_predictor(rnd, optimizer, screens, batch.valid, args)
         follow(target_agent, agent, now, args)
     return totals
 
@@ -815,6 +788,7 @@ def check_args(args: Args) -> None:
         ("buffer_size", lambda x: x >= args.num_envs * rows, f"at least {rows} steps of each environment"),
         ("learning_starts", lambda x: x <= args.buffer_size, f"at most --buffer-size {args.buffer_size}"),
         ("n_step", lambda x: x == 1 or args.backup != "munchausen", "1 with --backup munchausen"),
+        ("ext_coef", lambda x: x > 0 or args.single_head or args.backup not in SOFT, "above 0: it gets the entropy"),
         (
             "total_timesteps",
             lambda x: iteration <= x < 2**63,
@@ -1207,7 +1181,7 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
             (obs, _), score, visited = env.reset(seed=seed), 0.0, set()
             for _ in range(args.max_episode_steps):
                 z, _ = agent(torch.from_numpy(obs)[None].to(device), args.num_acting_quantiles)
-                policy = action_probabilities(total_value(z.mean(1), args), epsilon, temperature)
+                policy = action_probabilities(total_value(z, args), epsilon, temperature)
                 obs, reward, terminated, _, _ = env.step(int(torch.multinomial(policy, 1)))
                 score += float(reward)
                 if args.env_id in ROOM_BYTE:

@@ -47,13 +47,14 @@ def fixed_point(backup: str, length: int, alpha: float = 0.05, sweeps: int = 500
     Action 0 goes on, the others stay. Going on from the last state is paid 1 and ends the episode; gamma is 0.99.
     """
     q = torch.zeros((length, 6), dtype=torch.float64)
+    args = script.Args(backup=backup, single_head=True, munchausen_coef=coef, munchausen_floor=-1e9)
     for _ in range(sweeps):
-        v = script.BACKUPS[backup](q[:, None, None], q, q, alpha)[:, 0, 0]
+        v = script.next_value(q[:, None, None], q, alpha, args)[:, 0, 0]
         new = (0.99 * v)[:, None].repeat(1, 6)
         new[:, 0] = torch.cat([0.99 * v[1:], torch.ones(1, dtype=torch.float64)])
         if backup == "munchausen":
             for a in range(6):
-                new[:, a] += script.munchausen_bonus(q, torch.full((length,), a), alpha, coef, -1e9)
+                new[:, a] += script.munchausen_bonus(q, torch.full((length,), a), alpha, args)
         q = new
     return q
 
@@ -95,14 +96,25 @@ def test_munchausen_backup_is_soft_with_a_smaller_temperature():
 
 def test_backups_of_quantiles_equal_loops():
     torch.manual_seed(0)
-    z, q, online = torch.randn(5, 3, 2, 4), torch.randn(5, 4), torch.randn(5, 4)
+    z, q = torch.randn(5, 3, 2, 4), torch.randn(5, 4)
     for name, b, k, h in itertools.product(BACKUPS, range(5), range(3), range(2)):
         pi = np.exp(q[b].numpy() / 0.5) / np.exp(q[b].numpy() / 0.5).sum()
         mean = float((pi * z[b, k, h].numpy()).sum())
         bonus = -0.5 * float((pi * np.log(pi)).sum()) * (h == 1)
-        expected = {"max": z[b, k, h, q[b].argmax()], "double": z[b, k, h, online[b].argmax()], "softmax": mean}
-        found = script.BACKUPS[name](z, q, online, 0.5)[b, k, h]
+        expected = dict.fromkeys(("max", "double"), z[b, k, h, q[b].argmax()]) | {"softmax": mean}
+        found = script.next_value(z, q, 0.5, script.Args(backup=name))[b, k, h]
         assert abs(float(found) - float(expected.get(name, mean + bonus))) < 1e-6
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 2.0), (0.3, 0.5)])
+def test_soft_value_of_two_streams_is_that_of_their_sum(weights):
+    """Whatever they weigh: int_coef V_int + ext_coef V_ext = alpha logsumexp of the total value / alpha."""
+    torch.manual_seed(0)
+    args = script.Args(backup="soft", int_coef=weights[0], ext_coef=weights[1])
+    z = torch.randn(5, 1, 2, 4)
+    q = script.total_value(z, args)
+    v = script.next_value(z, q, 0.3, args)[:, 0]
+    torch.testing.assert_close(v @ torch.tensor(weights), 0.3 * (q / 0.3).logsumexp(1))
 
 
 # ------------------------------------------------------------------------------------------ Policies, schedules
@@ -226,7 +238,7 @@ def check_all(player: Player, n: int) -> int:
         return 0
     t, env = (x.flatten() for x in torch.meshgrid(torch.arange(low, high), torch.arange(player.N), indexing="ij"))
     batch = replay.batch(t, env, n)
-    screens = [number(replay.screens(t + k, env)[:, 0]) for k in range(n)]
+    screens = [number(replay.screens_after(t + k, env)[:, 0]) for k in range(n)]
     checked = 0
     for i, (row, e) in enumerate(zip(t.tolist(), env.tolist(), strict=True)):
         assert bool(batch.valid[i]) == (row in player.places[e])
@@ -288,9 +300,10 @@ def test_where_the_newest_steps_are():
     rng, player = np.random.default_rng(1), Player(16, 2, 4)
     for _ in range(21):
         player.step([None, None], rng)
-    shown = number(player.replay.screens(*player.replay.newest(3))[:, 0]).tolist()
+    count = player.replay.count
+    shown = number(player.replay.screens_after(*player.replay.rows(count - 3, count))[:, 0]).tolist()
     assert shown == [*range(player.frames - 6, player.frames)]
-    now = number(player.replay.stack(*player.replay.newest()))
+    now = number(player.replay.stack(*player.replay.rows(count, count + 1)))
     assert now[:, -1].tolist() == [player.frames - 2, player.frames - 1] and now.shape == (2, 4)
 
 
@@ -335,7 +348,7 @@ def test_the_memory_has_what_envpool_showed(atari_pool, tmp_path, monkeypatch):
         assert replay.count == len(log) == 24
         for t, step in enumerate(log):
             env = torch.arange(N)
-            assert frame_numbers(replay.screens(torch.full((N,), t), env)) == frame_numbers(step["frame"])
+            assert frame_numbers(replay.screens_after(torch.full((N,), t), env)) == frame_numbers(step["frame"])
             np.testing.assert_array_equal(
                 replay.at("obs", torch.tensor(t + 1), env), step["frame" if obs == "pixels" else "ram"]
             )
@@ -354,7 +367,7 @@ def test_evaluation_sees_what_training_sees(obs):
     theirs, _ = env.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(60):
-        np.testing.assert_array_equal(replay.stack(*replay.newest())[0], theirs)
+        np.testing.assert_array_equal(replay.stack(*replay.rows(replay.count, replay.count + 1))[0], theirs)
         action = int(rng.integers(envs.num_actions))
         (ours, screens), results = envs.step(np.array([action]))
         replay.write(**results)
@@ -502,15 +515,16 @@ def plain_targets(p: dict, slow: dict, batch: script.Batch, bonus: torch.Tensor,
             for k in range(targets.shape[1]):
                 v = (pi * z[b, k, head]).sum()
                 if args.backup in ("soft", "munchausen") and head == H - 1:
-                    v = v - alpha * (pi * pi.log()).sum()
+                    v = v - alpha * (pi * pi.log()).sum() / (1 if H == 1 else args.ext_coef)
                 gamma, total = args.int_gamma if intrinsic else args.gamma, 0.0
                 for i in range(steps):
                     r = batch.rewards[i, b].double()
-                    if here is not None and i == 0:
-                        log_p = (weigh(here[b]) / alpha).log_softmax(0)[batch.actions[b]]
-                        r = r + args.munchausen_coef * (alpha * log_p).clamp(args.munchausen_floor, 0)
                     own = bonus[i, b].double()
                     r = args.int_coef * own + args.ext_coef * r if H == 1 else own if intrinsic else r
+                    if here is not None and i == 0 and not intrinsic:
+                        log_p = (weigh(here[b]) / alpha).log_softmax(0)[batch.actions[b]]
+                        more = args.munchausen_coef * (alpha * log_p).clamp(args.munchausen_floor, 0)
+                        r = r + more / (1 if H == 1 else args.ext_coef)
                     total = total + gamma**i * r
                 goes_on = not batch.over[b] or (intrinsic and not args.int_episodic)
                 targets[b, k, head] = total + (gamma**steps * v if goes_on else 0)
@@ -518,6 +532,7 @@ def plain_targets(p: dict, slow: dict, batch: script.Batch, bonus: torch.Tensor,
 
 
 CASES = [{"backup": b, "value": v, "n_step": 1 if b == "munchausen" else 3} for b in BACKUPS for v in ("dqn", "iqn")]
+CASES += [{"backup": "munchausen", "n_step": 1, "ext_coef": 2.0, "int_coef": 0.5, "single_head": one} for one in (0, 1)]
 CASES += [{"loss": "huber", "n_step": 1}, {"single_head": True}, {"int_episodic": True}, {"tau": 0.1}]
 CASES += [{"value": "iqn", "quantile_mean": True, "bonus_from": "collection", "max_grad_norm": 0.01}]
 
@@ -553,7 +568,7 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
         bonus = batch.bonus
         if args.bonus_from == "replay":
             with torch.no_grad():
-                bonus = torch.stack([script.novelty(rnd, replay.screens(t + i, env), "return") for i in range(n)])
+                bonus = torch.stack([script.novelty(rnd, replay.screens_after(t + i, env), "return") for i in range(n)])
         targets = plain_targets(p, q, batch, bonus, drawn, args)
         taus = drawn.pop(0)
         z = lean_agent(p, batch.obs, taus if args.value == "iqn" else None, H)
