@@ -12,7 +12,7 @@ arXiv:1707.06347; Burda, Edwards, Storkey, Klimov (2018), Exploration by Random 
 arXiv:1810.12894.
 
     pi(a | o) = Normal(mean(o), exp(log_std)^2)     log_std is free: it does not depend on o
-    r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2      f: random target, g: predictor, o: the whole vector
+    r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2      f: random target, g: predictor, o whitened
     A         = int_coef * A_int + ext_coef * A_ext two value heads, two advantages, one policy (PPO)
 
 With `--int-coef 0` this is PPO with the settings of CleanRL's ppo_continuous_action.py ("CleanRL" below), and
@@ -22,8 +22,9 @@ With `--int-coef 0` this is PPO with the settings of CleanRL's ppo_continuous_ac
   3. Advantages are normalised in each minibatch, minibatches are small, the learning rate falls to 0.
   4. An action outside the action space is clipped for the environment only. The policy learns from it as it
      was drawn.
-Two departures: what the time limit cuts off is valued (`--no-bootstrap-truncated` as in CleanRL), and the step
-on which EnvPool resets an environment is left out of everything.
+Departures: a truncated episode is bootstrapped (`--no-bootstrap-truncated`: CleanRL), the values' last layer
+starts near 0 (`--value-gain 1`: CleanRL), and the steps on which EnvPool resets are left out.
+The predictor learns in the first of the epochs alone, from each sample once, as Burda et al.'s does on average.
 
 `--preset seed-001` is a simpler bonus that is found in notes and blogs: a network of two outputs, statistics that
 stay as after 1,500 steps, the sum of the squared errors clipped at 1 and added to the reward.
@@ -78,7 +79,7 @@ warnings.filterwarnings("ignore", ".*precision lowered by casting")  # gymnasium
 
 @dataclasses.dataclass
 class Args:
-    # "paper" is Burda et al. 2018, "CleanRL" its ppo_continuous_action.py. `--preset` puts other defaults in the
+    # "paper" is Burda et al. 2018, "CleanRL" is ppo_continuous_action.py. `--preset` puts other defaults in the
     # place of these; flags given beside it stand. The comments are the help of `--help`.
 
     # experiment
@@ -112,6 +113,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value losses, 0.5 * squared error for each head
     norm_adv: bool = True  # normalise the advantages of each minibatch
+    value_gain: float = 0.01  # gain of the first weights of the values' last layer (paper: 0.01; CleanRL: 1)
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values
     reward_norm: bool = True  # divide rewards by the running std of their discounted sum, clip at 10
     bootstrap_truncated: bool = True  # extrinsic: value what the time limit cut off (CleanRL: no)
@@ -124,10 +126,10 @@ class Args:
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (paper: no)
     int_norm: bool = True  # divide the bonus by the running std of its discounted return (paper: yes)
     int_clip: float | None = None  # clip the bonus, normalised or not, at this (paper: no)
-    update_proportion: float = 1.0  # share of samples the predictor learns from (paper: 32 / num_envs)
+    predictor_learning_rate: float = 1e-4  # Adam's step size of the predictor, which stays (paper: 1e-4)
     sum_errors: bool = False  # add the squared errors of the features up (paper: their mean)
-    rnd_net: Literal["deeper-predictor", "feature-net"] = "deeper-predictor"  # target and predictor
-    obs_norm: Literal["running", "frozen"] = "running"  # of what RND sees; frozen: as a random agent's
+    rnd_net: Literal["deeper-predictor", "feature-net"] = "deeper-predictor"  # feature-net: 2 outputs
+    obs_norm: Literal["running", "frozen"] = "running"  # statistics of what RND sees; frozen: a random agent's
     frozen_obs_norm_steps: int = 1500  # environment steps of that agent
 
 
@@ -184,7 +186,7 @@ class ContinuousEnvs:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Starts an episode in every copy; EnvPool's have been seeded before. `obs` (N, D) is what they show."""
+        """Starts an episode in every copy; EnvPool is seeded at its creation. Sets `obs` (N, D)."""
         obs, _ = self.pool.reset(**({} if seed is None or self.backend == "envpool" else {"seed": seed}))
         self.obs, self.done = flat(obs), np.zeros(len(self.done), bool)
 
@@ -198,7 +200,7 @@ class ContinuousEnvs:
         obs, rewards, terminated, truncated, _ = self.pool.step(actions)
         valid, self.obs, self.done = ~self.done, flat(obs), terminated | truncated
         self.stats.add(rewards, self.done, valid)
-        # EnvPool calls an end on the very last step a cut, without a trace of what it was
+        # EnvPool reports an end on the very last step as truncated; nothing tells the two apart
         return self.obs, rewards, self.done, truncated & ~terminated, valid
 
 
@@ -222,10 +224,10 @@ def mlp(obs_size: int, num_outputs: int, gain: float) -> nn.Sequential:
 class Agent(nn.Module):
     """Policy and values. The order of the value heads is intrinsic, extrinsic; or one head, for their sum."""
 
-    def __init__(self, obs_size: int, num_actions: int, num_heads: int):
+    def __init__(self, obs_size: int, num_actions: int, num_heads: int, value_gain: float = 0.01):
         super().__init__()
         self.policy = mlp(obs_size, num_actions, gain=0.01)
-        self.value = mlp(obs_size, num_heads, gain=1.0)
+        self.value = mlp(obs_size, num_heads, value_gain)
         self.log_std = nn.Parameter(torch.zeros(num_actions))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,14 +301,14 @@ class Normaliser(nn.Module):
 
 
 def normalise_obs(obs: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Observations (N, D) -> what the agent sees (N, D), clipped at 10 (gymnasium's NormalizeObservation)."""
+    """Observations (N, D) -> what the agent sees (N, D) (gymnasium's NormalizeObservation), clipped at 10."""
     return ((obs - obs_rms.mean) / (obs_rms.var + 1e-8).sqrt()).float().clamp(-10, 10)
 
 
 def normalise_rewards(
     rewards: Tensor, terminated: Tensor, valid: Tensor, gamma: float, normaliser: Normaliser
 ) -> Tensor:
-    """Rewards, terminated, valid (T, N) -> rewards divided by the std of F, clipped at 10 (T, N).
+    """Rewards, terminated, valid (T, N) -> rewards divided by the std of F (T, N), clipped at 10.
 
         F(t) = gamma * F(t-1) * (1 - terminated(t)) + r(t)    (gymnasium's NormalizeReward)
 
@@ -451,7 +453,7 @@ def empty_rollout(T: int, N: int, D: int, A: int, num_heads: int, device: torch.
 
 
 def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
-    """A random agent gives the statistics of the observations what --obs-norm frozen keeps."""
+    """A random agent fills the statistics that --obs-norm frozen keeps."""
     steps, low, high = 0, torch.from_numpy(envs.low).float(), torch.from_numpy(envs.high).float()
     while steps < args.frozen_obs_norm_steps and not run.signal:
         actions = low + (high - low) * torch.rand(args.num_envs, *low.shape)
@@ -465,13 +467,13 @@ def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
 def collect(envs: ContinuousEnvs, agent: Agent, normaliser: Normaliser, rollout: Rollout, args: Args) -> None:
     """Plays T steps with the policy and writes them into the rollout."""
     obs, inputs, actions, logprobs, values, rewards, dones, truncated, valid = rollout
-    std, everything = agent.log_std.exp(), torch.ones_like(valid[0])
+    std, all_valid = agent.log_std.exp(), torch.ones_like(valid[0])
     obs[0], inputs[0] = obs[-1], inputs[-1]
     for t in range(args.num_steps):
         actions[t] = torch.normal(agent.policy(inputs[t]), std)
         step = envs.step(actions[t].cpu().numpy())
         obs[t + 1], rewards[t], dones[t], truncated[t], valid[t] = map(torch.from_numpy, step)
-        normaliser.obs_rms.update(obs[t + 1], everything)  # an episode's first and last one too: both are seen
+        normaliser.obs_rms.update(obs[t + 1], all_valid)  # an episode's first and last one too
         inputs[t + 1] = normalise_obs(obs[t + 1], normaliser.obs_rms)
     mean, values[:] = agent(inputs)
     logprobs[:] = gaussian_logprobs(actions, mean[:-1], agent.log_std)
@@ -481,13 +483,13 @@ def collect(envs: ContinuousEnvs, agent: Agent, normaliser: Normaliser, rollout:
 
 @torch.no_grad()
 def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
-    """r_int (T, N): the predictor's error at what the step led to, divided by the std of its return."""
+    """r_int (T, N): the predictor's error at what the step led to, divided by the std of `reward_filter`."""
     if args.int_coef == 0:
         return torch.zeros_like(rollout.rewards)
     obs, valid = rollout.obs[1:], rollout.valid
     if args.obs_norm == "running":
-        # paper: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
-        # is rewarded, because then the first is whitened by itself
+        # paper: 50 rollouts of a random agent first, here: each rollout enters the statistics before it is
+        # rewarded, because the first is to be whitened too
         rnd.obs_rms.update(obs.flatten(0, 1), valid.flatten())
     seen = whiten(obs, rnd.obs_rms)
     intrinsic = prediction_errors(rnd.predictor(seen), rnd.target(seen), args)
@@ -510,7 +512,7 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
         if args.bootstrap_truncated and head == len(streams) - 1:
-            r = r + gamma * v[1:] * rollout.truncated  # v[t+1] is of the episode's last view
+            r = r + gamma * v[1:] * rollout.truncated  # v[t+1] is of the episode's last observation
         stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
         advantages += coef * stream_advantages
@@ -520,7 +522,7 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
 def update(
     agent: Agent, rnd: RND, optimizer: Adam, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """Several passes over the rollout, one Adam step a minibatch for policy, values and predictor. Returns means."""
+    """Several passes over the rollout for policy and values, the first for the predictor too. Returns means to log."""
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("inputs", "actions", "logprobs", "values")}
     data |= {"advantages": advantages, "returns": returns}  # each (T, N, ...)
     if args.int_coef > 0:
@@ -528,18 +530,16 @@ def update(
         data["targets"] = rnd.target(data["seen"])  # (T, N, F)
     data = {key: x[rollout.valid] for key, x in data.items()}  # (V, ...): without the resets
     totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
-    for _ in range(args.update_epochs):
+    for epoch in range(args.update_epochs):
         order = torch.randperm(len(data["advantages"]))
         minibatches = {key: x[order].tensor_split(args.num_minibatches) for key, x in data.items()}
         for k in range(args.num_minibatches):
             batch = {key: parts[k] for key, parts in minibatches.items()}  # (V/M, ...)
             optimizer.zero_grad()
-            if args.int_coef > 0:
-                kept = math.ceil(args.update_proportion * len(batch["seen"]))  # the order is random already
-                predicted = rnd.predictor(batch["seen"][:kept])
-                predictor_loss = prediction_errors(predicted, batch["targets"][:kept], args).mean()
+            if args.int_coef > 0 and epoch == 0:
+                predictor_loss = prediction_errors(rnd.predictor(batch["seen"]), batch["targets"], args).mean()
                 predictor_loss.backward()
-                totals["losses/predictor_loss"] += predictor_loss.detach()
+                totals["losses/predictor_loss"] += predictor_loss.detach() * args.update_epochs
             mean, values = agent(batch["inputs"])
             logprobs = gaussian_logprobs(batch["actions"], mean, agent.log_std)
             loss, metrics = ppo_loss(logprobs, gaussian_entropy(agent.log_std), values, batch, args)
@@ -562,10 +562,11 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     rollout = empty_rollout(T, N, D, A, H, device)
     seeds = np.random.SeedSequence((args.seed, step)).generate_state(N) >> 1  # others after a resume
     envs = ContinuousEnvs(args, seeds.tolist())
-    agent = Agent(D, A, H).to(device)
+    agent = Agent(D, A, H, args.value_gain).to(device)
     normaliser, rnd = Normaliser(N, D, device), RND(args.rnd_net, N, D, device)
-    parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in RND's reference
-    optimizer = Adam(parameters, lr=args.learning_rate, eps=1e-5, fused=True)
+    groups = [{"params": [*agent.parameters()], "lr": args.learning_rate}]
+    groups += [{"params": [*rnd.predictor.parameters()], "lr": args.predictor_learning_rate}]
+    optimizer = Adam(groups, eps=1e-5, fused=True)
     learner = {"agent": agent, "normaliser": normaliser, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         if args.obs_norm == "frozen" and args.int_coef > 0 and not saved:
@@ -610,9 +611,8 @@ def check_args(args: Args) -> None:
             "at least 0 and finite",
         ),
         ("gamma int_gamma gae_lambda", lambda x: 0 <= x <= 1, "in [0, 1]"),
-        ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
+        ("learning_rate predictor_learning_rate clip_coef value_gain", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
-        ("update_proportion", lambda x: 0 < x <= 1, "in (0, 1]"),
         ("solved_score", lambda x: x is None or not math.isnan(x), "a number"),
         # every second step may be a reset, and no minibatch may be empty
         ("num_minibatches", lambda x: x <= most, f"at most {most}, half of the steps in a rollout"),
@@ -687,7 +687,7 @@ class EpisodeStats:
         self.recent.extend(score for score, *_ in self.episodes)
         scalars = {}
         if self.episodes:
-            names = "charts/episodic_return", "charts/episodic_length", "charts/success_rate"
+            names = "charts/episodic_return", "charts/episodic_length", "charts/return_above_0"
             scalars = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
         self.episodes = []
         if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
@@ -947,10 +947,11 @@ def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
         for part in ("normaliser", "rnd"):  # --num-envs may be another
             filtered, N = saved[part]["filtered"], len(learner[part].filtered)
             saved[part]["filtered"] = filtered[torch.arange(N) % len(filtered)]
-        learning_rate = learner["optimizer"].param_groups[0]["lr"]
+        learning_rates = [group["lr"] for group in learner["optimizer"].param_groups]
         for name, part in learner.items():
             part.load_state_dict(saved[name])
-        learner["optimizer"].param_groups[0]["lr"] = learning_rate
+        for group, learning_rate in zip(learner["optimizer"].param_groups, learning_rates, strict=True):
+            group["lr"] = learning_rate
         for p, state in learner["optimizer"].state.items():
             if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
                 raise ValueError("weights that are not finite, or do not fit the optimizer's state")
@@ -980,7 +981,11 @@ def evaluation_backend(args: Args) -> str:
     with contextlib.suppress(gym.error.Error, ImportError):
         if args.env_id not in gym.registry:
             importlib.import_module("gymnasium_robotics")  # registers mazes, arms and hands
-        gym.make(args.env_id).close()
+        env = gym.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
+        if args.capture_video:
+            env.reset()
+            env.render()  # ImportError or the like if there is nothing to draw with
+        env.close()
         return "gymnasium"
     if args.capture_video:
         raise UserError(f"no film: gymnasium does not have {args.env_id}, or what it needs (pip install mujoco)")
