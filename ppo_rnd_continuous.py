@@ -214,11 +214,8 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
 
 def mlp(obs_size: int, num_outputs: int, gain: float) -> nn.Sequential:
     """Observations (..., D) -> outputs (..., num_outputs): two layers of 64 with tanh (CleanRL)."""
-    return nn.Sequential(
-        *(init_layer(nn.Linear(obs_size, 64)), nn.Tanh()),
-        *(init_layer(nn.Linear(64, 64)), nn.Tanh()),
-        init_layer(nn.Linear(64, num_outputs), gain),
-    )
+    hidden = [init_layer(nn.Linear(obs_size, 64)), nn.Tanh(), init_layer(nn.Linear(64, 64)), nn.Tanh()]
+    return nn.Sequential(*hidden, init_layer(nn.Linear(64, num_outputs), gain))
 
 
 class Agent(nn.Module):

@@ -6,7 +6,7 @@ Each run is `python ppo_rnd_continuous.py` with the flags of its row, as a proce
 are already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from
 its checkpoint. Writes <out>.csv (a line for each run), the figure <out>.png, and prints the table: the interquartile
 mean over the seeds with its bootstrap 95 % interval. "Score" is the mean of the last 100 training episodes,
-"evaluation" that of 100 fresh ones. "Paid" counts the seeds whose score is above PAID.
+"evaluation" that of 100 fresh ones. "Solved" counts the seeds whose score is above the one in SPARSE.
 """
 
 import pathlib
@@ -23,8 +23,8 @@ import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "ppo_rnd_continuous.py"
 DENSE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
-SPARSE = {  # steps; a score that says that the task is being solved
-    "MountainCarContinuous": ("3e5", 0),
+SPARSE = {  # steps; a score that says that the task is solved, or on the way to it
+    "MountainCarContinuous": ("2e5", 90),
     "CartpoleSwingupSparse": ("1e6", 100),
     "AcrobotSwingupSparse": ("1e6", 10),
     "PointMaze_Medium_Diverse_GR": ("1e6", 0.5),
@@ -70,7 +70,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def print_table(runs: list[dict]) -> None:
     """The table of docs/results, in Markdown."""
-    print("| task, variant | flags | seeds | score | evaluation | paid | minutes |\n|---|---|---|---|---|---|---|")
+    print("| task, variant | flags | seeds | score | evaluation | solved | minutes |\n|---|---|---|---|---|---|---|")
     for row, (flags, _) in ROWS.items():
         if mine := [r for r in runs if r["row"] == row]:
             cells = [str(len(mine))]
