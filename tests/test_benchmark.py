@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib
 import itertools
 import shutil
 import signal
@@ -16,6 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import aggregate
+import continuous
+import doorkey
+import dqn
+import maze
+import minigrid_runs
 import plot
 import ram
 import sweep
@@ -74,6 +80,31 @@ def test_aggregates_over_tasks_equal_loops():
     assert aggregate.improvement(ours, theirs) == pytest.approx(np.mean(shares))
     for task, drawn in zip(ours, aggregate.resample(ours, rng), strict=True):
         assert drawn.shape == task.shape and {*map(tuple, drawn)} <= {*map(tuple, task)}
+
+
+def test_an_interquartile_mean_and_its_interval():
+    values = np.array([0.0, 10.0, 20.0, 30.0, 1000.0, 20.0, 20.0, 20.0])
+    mean, low, high = continuous.interval(values)
+    assert mean == 20.0 + (0 + 0 + 0 + 0) / 4  # the two lowest and the two highest are left out
+    assert low < mean < high
+    assert continuous.interval(np.array([3.0])) == (3.0, 3.0, 3.0)
+
+
+TABLES = {
+    "doorkey": doorkey.ROWS, "maze": maze.ROWS, "dqn": dqn.ROWS, "ram": ram.ROWS, "continuous": continuous.ROWS,
+    "minigrid": minigrid_runs.ROWS["main"], "ablations": minigrid_runs.ROWS["ablations"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_flags_of_every_row_are_flags_of_its_script(name):
+    module = {"maze": maze, "doorkey": doorkey, "dqn": dqn, "ram": ram, "continuous": continuous}.get(
+        name, minigrid_runs
+    )
+    script = importlib.import_module(module.SCRIPT.stem)
+    for flags, seeds in TABLES[name].values():
+        script.parse([*flags, "--seed", "1"])  # raises at what makes no sense
+        assert seeds > 0
 
 
 def test_table_of_runs_and_back(tmp_path):
