@@ -90,19 +90,14 @@ def test_an_interquartile_mean_and_its_interval():
     assert continuous.interval(np.array([3.0])) == (3.0, 3.0, 3.0)
 
 
-TABLES = {
-    "doorkey": doorkey.ROWS, "maze": maze.ROWS, "dqn": dqn.ROWS, "ram": ram.ROWS, "continuous": continuous.ROWS,
-    "minigrid": minigrid_runs.ROWS["main"], "ablations": minigrid_runs.ROWS["ablations"],
-}  # fmt: skip
+TABLES = [(module, module.ROWS) for module in (continuous, doorkey, dqn, maze, ram)]
+TABLES += [(minigrid_runs, rows) for rows in minigrid_runs.ROWS.values()]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_flags_of_every_row_are_flags_of_its_script(name):
-    module = {"maze": maze, "doorkey": doorkey, "dqn": dqn, "ram": ram, "continuous": continuous}.get(
-        name, minigrid_runs
-    )
+@pytest.mark.parametrize(("module", "rows"), TABLES, ids=lambda x: getattr(x, "__name__", ""))
+def test_the_flags_of_every_row_are_flags_of_its_script(module, rows):
     script = importlib.import_module(module.SCRIPT.stem)
-    for flags, seeds in TABLES[name].values():
+    for flags, seeds in rows.values():
         script.parse([*flags, "--seed", "1"])  # raises at what makes no sense
         assert seeds > 0
 
