@@ -6,7 +6,8 @@ Each run is `python ppo_rnd_continuous.py` with the flags of its row, as a proce
 are already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from
 its checkpoint. Writes <out>.csv (a line for each run), the figure <out>.png, and prints the table: the interquartile
 mean over the seeds with its bootstrap 95 % interval. "Score" is the mean of the last 100 training episodes,
-"evaluation" that of 100 fresh ones. "Solved" counts the seeds whose score is above the one in SPARSE.
+"evaluation" that of 100 fresh ones. "Solved" counts the seeds whose score was once above the one in SPARSE, and says
+after how many million steps, lowest / median / highest.
 """
 
 import pathlib
@@ -16,7 +17,7 @@ import matplotlib
 import numpy as np
 from plot import curve, draw_curves, from_folder
 from scipy.stats import bootstrap, trim_mean
-from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, table_parser
+from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -44,8 +45,10 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
     """The columns of the CSV for a finished run, after row and seed."""
     run = from_folder(folder)
     steps, scores = curve(run, "charts/score", "steps")
+    level = SPARSE.get(job.row.split(",")[0], ("", np.inf))[1]
     returns, error = evaluation(SCRIPT, folder)
     return {
+        "solved_at": next(iter(steps[scores > level]), ""),
         "steps": run.steps[-1],
         "score": f"{scores[-1]:.2f}" if len(scores) else "",
         "evaluation": returns,
@@ -78,9 +81,9 @@ def print_table(runs: list[dict]) -> None:
                 mean, low, high = interval(np.array([float(r[column] or "nan") for r in mine]))
                 form = ",.0f" if abs(mean) >= 100 else ".2f"
                 cells.append(f"{mean:{form}} ({low:{form}} to {high:{form}})")
-            level = SPARSE.get(row.split(",")[0], ("", None))[1]
-            paid = sum(float(r["score"] or "nan") > level for r in mine) if level is not None else None
-            cells.append("" if paid is None else f"{paid} of {len(mine)}")
+            solved = [r["solved_at"] for r in mine if r["solved_at"]]
+            at = spread(solved, ".3f", 1e6, "never")
+            cells.append(f"{len(solved)} of {len(mine)}: {at}" if row.split(",")[0] in SPARSE else "")
             cells.append(f"{np.median([float(r['minutes']) for r in mine]):.1f}")
             print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
 

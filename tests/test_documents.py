@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmark"))
+import continuous
 import doorkey
 import maze
 import minigrid_runs
@@ -22,6 +23,9 @@ README = {  # row of README's table -> CSV, row with the bonus, row without, col
     "KeyCorridorS3R3, PPO, 0.86": ("minigrid", "KeyCorridorS3R3, default", "KeyCorridorS3R3, PPO", "solved_at"),
     "KeyCorridorS4R3, PPO, 0.85": ("minigrid", "KeyCorridorS4R3, default", "KeyCorridorS4R3, PPO", "solved_at"),
     "ObstructedMaze-2Dlh, PPO, 0.9": ("minigrid", "ObstructedMaze-2Dlh, default", None, "solved_at"),
+    "MountainCarContinuous, PPO, 90": (
+        *("continuous", "MountainCarContinuous, PPO + RND", "MountainCarContinuous, PPO", "solved_at"),
+    ),
 }
 
 
@@ -54,12 +58,12 @@ def test_a_row_of_the_readme_is_what_the_csv_says(label):
         assert without == "not run"
     else:
         reached, seeds = frames_to(name, other, column)
-        (words,) = re.findall(r"^(\d+ of \d+)(?: in (\d+)M)?$", without)
+        (words,) = re.findall(r"^(\d+ of \d+)(?: in ([\d.]+)M)?$", without)
         assert words[0] == f"{len(reached)} of {seeds}"
         if words[1]:  # the frames that were allowed
             column = next(x for x in ("frames", "steps") if x in lines_of(name, other)[0])
             allowed = max(float(line[column]) for line in lines_of(name, other))
-            assert int(words[1]) - 0.25 < allowed / 1e6 <= int(words[1])
+            assert 0.9 * float(words[1]) < allowed / 1e6 <= float(words[1])
 
 
 def test_every_row_of_the_readme_has_its_numbers_checked():
@@ -75,6 +79,7 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
         ("maze", maze, ()),
         ("doorkey", doorkey, ()),
         ("minigrid", minigrid_runs, (minigrid_runs.ROWS["main"],)),
+        ("continuous", continuous, ()),
         ("minigrid_ablations", minigrid_runs, (minigrid_runs.ROWS["ablations"],)),
     ],
 )
@@ -83,4 +88,4 @@ def test_a_table_of_the_results_is_the_one_that_its_program_prints(name, program
     program.print_table(sweep.read_table(RESULTS / f"{name}.csv"), *rows)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     written = (RESULTS / "README.md").read_text().splitlines()
-    assert len(printed) > 10 and not [line for line in printed if line not in written]
+    assert len(printed) > 3 and not [line for line in printed if line not in written]
