@@ -23,8 +23,17 @@ def test_the_table_lists_what_there_is():
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_plays_as_its_script_opens_it(name, tmp_path):
-    """A mean of ten episodes that a random agent does not get."""
-    done = run_script(AGENTS[name], "--evaluate", FOLDER / name, "--eval-episodes", 10, "--seed", 1000, cwd=tmp_path)
+    """A mean of some episodes that a random agent does not get."""
+    done = run_script(
+        AGENTS[name],
+        "--evaluate",
+        FOLDER / name,
+        "--eval-episodes",
+        2 if "Montezuma" in name else 10,
+        "--seed",
+        1000,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     (score,) = re.findall(r"(?m)^(?:return|success) (\d+\.\d+) \+-", done.stdout)
     assert float(score) > 0.5
