@@ -117,7 +117,7 @@ class Args:
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
     norm_adv: bool = True  # normalise the advantages of each minibatch (reference: no)
-    max_grad_norm: float | None = None  # clip the norm of the whole gradient (reference: no)
+    max_grad_norm: float | None = 0.5  # clip the norm of the whole gradient (reference: no)
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, and the bonus is only logged

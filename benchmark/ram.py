@@ -20,10 +20,14 @@ import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "ppo_rnd_atari_ram.py"
 LEVELS = {"key": 100, "door": 400, "1,000": 1000, "2,500": 2500}  # Montezuma's Revenge
-STEPS = {"MontezumaRevenge": "25e6"} | dict.fromkeys(("Venture", "PrivateEye", "Gravitar", "Freeway", "Pitfall"), "5e6")
+STEPS = {"MontezumaRevenge": "3.5e6"}
+STEPS |= dict.fromkeys(("Venture", "PrivateEye", "Gravitar", "Freeway", "Pitfall"), "5e6")
 VARIANTS = {"with the bonus": "", "without": "--int-coef 0"}
 ROWS = {
-    f"{game}, {variant}": (f"--env-id {game} --total-timesteps {steps} {extra}".split(), 8 if "Mont" in game else 2)
+    f"{game}, {variant}": (
+        f"--env-id {game} --bf16 --total-timesteps {steps} {extra}".split(),
+        8 if game == "MontezumaRevenge" else 2,
+    )
     for game, steps in STEPS.items()
     for variant, extra in VARIANTS.items()
 }
