@@ -39,7 +39,7 @@ What to expect: the author's four finished runs, 128 million steps (512 million 
 22,310, 9,212 and 5,998 at their best (a running mean of one environment's scores). r_int falls to some 0.002
 in the first million steps and comes back, 0.05 at 5 million: a run that looks dead at 1 million is normal.
 Before 15 million steps scores do not tell SND from RND; rooms and features have to. A step costs 5.6 times one
-of ppo_rnd_atari.py and takes 3 GB: this is for a GPU. README.md has what this script has reached.
+of ppo_rnd_atari.py and takes 3 GB: this is for a GPU. docs/results/README.md has what it has reached.
 """
 
 import collections
