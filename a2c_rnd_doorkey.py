@@ -390,9 +390,9 @@ def gae(
     advantages = torch.zeros_like(rewards)
     advantage, next_value = torch.zeros_like(last_value), last_value
     for t in reversed(range(len(rewards))):
-        go_on = (~dones[t]).float()
-        delta = rewards[t] + gamma * next_value * go_on - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * go_on * advantage, advantage)
+        not_done = (~dones[t]).float()
+        delta = rewards[t] + gamma * next_value * not_done - values[t]
+        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -504,8 +504,8 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> tuple[Tensor, T
     if args.first_visit:
         intrinsic = intrinsic * (rollout.visits == 1)
     if args.int_norm:
-        filtered, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
-        rnd.return_rms.update(filtered.flatten(), valid.flatten())
+        discounted, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
+        rnd.return_rms.update(discounted.flatten(), valid.flatten())
         intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
 
     learned = (index[1:] if args.same_obs else index[:-1]).flatten()  # (B,)

@@ -122,7 +122,7 @@ class Args:
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
     norm_adv: bool = False  # normalise the advantages of each minibatch (reference: no)
-    max_grad_norm: float | None = None  # clip the norm of the whole gradient (reference: no)
+    max_grad_norm: float | None = None  # clip the norm of the whole gradient, predictor's too (reference: no)
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, and the bonus is only logged
@@ -340,9 +340,9 @@ def gae(
     advantages = torch.zeros_like(rewards)
     advantage, next_value = torch.zeros_like(last_value), last_value
     for t in reversed(range(len(rewards))):
-        go_on = (~dones[t]).float()
-        delta = rewards[t] + gamma * next_value * go_on - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * go_on * advantage, advantage)
+        not_done = (~dones[t]).float()
+        delta = rewards[t] + gamma * next_value * not_done - values[t]
+        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -464,12 +464,11 @@ def collect(envs: AtariEnvs, agent: Agent, rollout: Rollout, args: Args) -> None
 def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
     """r_int (T, N), with the statistics of the frames as they were. Then these take in the new frames."""
     intrinsic = novelty(rnd, rollout.frames)  # never in bfloat16: its rounding could pass for novelty
-    filtered, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
-    rnd.return_rms.update(filtered.flatten(), rollout.valid.flatten())
+    discounted, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
+    rnd.return_rms.update(discounted.flatten(), rollout.valid.flatten())
     intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
     if args.obs_norm == "running":
-        # paper: o(0) to o(T-1), here: o(1) to o(T) less the resets, because these are the frames that RND
-        # sees
+        # reference: o(0) to o(T-1), here: o(1) to o(T) less the resets, because these are what RND sees
         for frames, valid in zip(rollout.frames, rollout.valid, strict=True):
             rnd.obs_rms.update(frames, valid)
     return intrinsic if args.int_clip is None else intrinsic.clamp(max=args.int_clip)
@@ -522,11 +521,11 @@ def update(
             if args.norm_adv:
                 batch["advantages"] = normalise(batch["advantages"], batch["valid"])
             # samples that are no resets, mean over the ranks
-            usable = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
+            num_valid = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
                 piece = {key: x[start : start + piece_size] for key, x in batch.items()}
                 loss, metrics = ppo_loss(*forward(agent, piece["obs"], args), piece, args)
-                share = piece["valid"].sum() / usable
+                share = piece["valid"].sum() / num_valid
                 (share * loss).backward()
                 for key, value in metrics.items():
                     totals[f"losses/{key}"] += share * value.detach()

@@ -402,9 +402,9 @@ def gae(
     advantages = torch.zeros_like(rewards)
     advantage, next_value = torch.zeros_like(last_value), last_value
     for t in reversed(range(len(rewards))):
-        go_on = (~dones[t]).float()
-        delta = rewards[t] + gamma * next_value * go_on - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * go_on * advantage, advantage)
+        not_done = (~dones[t]).float()
+        delta = rewards[t] + gamma * next_value * not_done - values[t]
+        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -555,8 +555,8 @@ def intrinsic_rewards(rnd: RND, table: CountTable, rollout: Rollout, args: Args)
     intrinsic = lifelong_bonus(args.novelty, errors[rollout.index], counts)
     intrinsic = intrinsic * episodic_term(args.episodic_bonus, rollout.visits)
     if args.int_norm:
-        filtered, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
-        rnd.return_rms.update(filtered.flatten(), rollout.valid.flatten())
+        discounted, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
+        rnd.return_rms.update(discounted.flatten(), rollout.valid.flatten())
         intrinsic = intrinsic / rnd.return_rms.var.sqrt().float()
     return intrinsic if args.int_clip is None else intrinsic.clamp(max=args.int_clip)
 

@@ -390,8 +390,8 @@ def collect(envs: MazeEnvs, agent: Agent, args: Args) -> Rollout:
 def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
     """r_int (T, N), divided by the running std of its return."""
     intrinsic = novelty(rnd.errors(rollout.observations), args.bonus)[rollout.next_states]
-    filtered, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
-    rnd.return_rms.update(filtered.flatten(), rollout.valid.flatten())
+    discounted, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
+    rnd.return_rms.update(discounted.flatten(), rollout.valid.flatten())
     return intrinsic / rnd.return_rms.var.sqrt().float()
 
 

@@ -457,9 +457,9 @@ def gae(
     advantages = torch.zeros_like(rewards)
     advantage, next_value = torch.zeros_like(last_value), last_value
     for t in reversed(range(len(rewards))):
-        go_on = (~dones[t]).float()
-        delta = rewards[t] + gamma * next_value * go_on - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * go_on * advantage, advantage)
+        not_done = (~dones[t]).float()
+        delta = rewards[t] + gamma * next_value * not_done - values[t]
+        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -712,8 +712,8 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
     error = novelty(snd, frames, args.obs_norm)  # never in bfloat16: its rounding could pass for novelty
     intrinsic = args.int_scale * error
     if args.int_norm:
-        filtered, snd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, snd.filtered)
-        snd.return_rms.update(filtered.flatten(), rollout.valid.flatten())
+        discounted, snd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, snd.filtered)
+        snd.return_rms.update(discounted.flatten(), rollout.valid.flatten())
         intrinsic = intrinsic / snd.return_rms.var.sqrt().float()
     bonus = {"error": error, "intrinsic_reward": intrinsic.clamp(max=args.int_clip or math.inf)}
     if args.entropy_coef_episodic:

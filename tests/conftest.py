@@ -359,8 +359,11 @@ def assert_equals_transcription(script, watched: SimpleNamespace, lean_agent, le
             goal = torch.stack([features[t][env] for t, env in entries])
             distill = (lean_rnd(sub("rnd."), "predictor", x) - goal).square().mean(1).mean()
             loss = policy_loss + value_loss - 0.001 * entropy + distill
-            adam.step(gradients := torch.autograd.grad(loss, [*p.values()]))
+            gradients = torch.autograd.grad(loss, [*p.values()])
             norm = torch.cat([x.flatten() for x in gradients]).norm()
+            if args.max_grad_norm is not None and norm > args.max_grad_norm:  # one clip over all networks
+                gradients = [x * args.max_grad_norm / (norm + 1e-6) for x in gradients]
+            adam.step(gradients)
             losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill, norm)])
 
         np.testing.assert_allclose(scalars["rnd/intrinsic_reward"], intrinsic[valid].mean(), rtol=1e-6)

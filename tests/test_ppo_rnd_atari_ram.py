@@ -216,8 +216,10 @@ def plain_white(frames: np.ndarray, mean: np.ndarray, var: np.ndarray, _count: f
 
 
 def test_one_iteration_equals_a_plain_transcription(watched):
-    """With this script's defaults: advantages normalised, learning rate 2.5e-4."""
-    assert watched.args.norm_adv and watched.args.learning_rate == 2.5e-4
+    """With this script's defaults: advantages normalised, learning rate 2.5e-4, one clip over all gradients."""
+    args, (norm, _) = watched.args, watched.scalars["losses/grad_norm"]
+    assert args.norm_adv and args.learning_rate == 2.5e-4
+    assert norm[1] > args.max_grad_norm == 0.5  # so that the clip is tested
     assert_equals_transcription(script, watched, lean_agent, lean_rnd, plain_white)
 
 
