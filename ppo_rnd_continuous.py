@@ -11,12 +11,12 @@ Papers: Schulman, Wolski, Dhariwal, Radford, Klimov (2017), Proximal Policy Opti
 arXiv:1707.06347; Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation,
 arXiv:1810.12894.
 
-    pi(a | o) = Normal(mean(o), exp(log_std)^2)     log_std is free: it does not depend on o
-    r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2      f: random target, g: predictor, o whitened
-    A         = int_coef * A_int + ext_coef * A_ext two value heads, two advantages, one policy (PPO)
+    pi(a | o) = Normal(mean(o), exp(log_std)^2)      log_std is free: it does not depend on o
+    r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2       f: random target, g: predictor, o whitened
+    A         = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
 With `--int-coef 0` this is PPO with the settings of CleanRL's ppo_continuous_action.py ("CleanRL" below), and
-`--num-envs 1 --num-steps 2048` has its batch too. What makes that work:
+`--num-envs 1 --num-steps 2048` has its one environment too; the batch is the same. What makes PPO work here:
   1. Observations and rewards are normalised as they come, and clipped at 10.
   2. Policy and values are separate tanh networks; the policy's last layer starts near 0.
   3. Advantages are normalised in each minibatch, minibatches are small, the learning rate falls to 0.
@@ -30,12 +30,12 @@ The predictor learns in the first of the epochs alone, from each sample once, as
 stay as after 1,500 steps, the sum of the squared errors clipped at 1 and added to the reward.
 
 Three commands, to train, to resume and to evaluate:
-    python ppo_rnd_continuous.py --env-id CartpoleSwingupSparse
+    python ppo_rnd_continuous.py --env-id MountainCarContinuous --total-timesteps 2e5
     python ppo_rnd_continuous.py --resume runs/RUN
     python ppo_rnd_continuous.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect: `--env-id MountainCarContinuous` is solved within 40,000 steps, seconds, by five of five seeds, with
-`--int-coef 0` by three. Other tasks have not been run to a table yet.
+What to expect: the first command solves its task (a mean return above 90) within 40,000 steps, half a minute,
+on five of five seeds. With `--int-coef 0` three of five get there, within 60,000. Other tasks have no table yet.
 """
 
 import collections
@@ -82,8 +82,9 @@ warnings.filterwarnings("ignore", ".*precision lowered by casting")  # gymnasium
 
 @dataclasses.dataclass
 class Args:
-    # "paper" is Burda et al. 2018, "CleanRL" is ppo_continuous_action.py. `--preset` puts other defaults in the
-    # place of these; flags given beside it stand. The comments are the help of `--help`.
+    # "paper" is Burda et al. 2018, "reference" its authors' code, "CleanRL" is ppo_continuous_action.py.
+    # `--preset` puts other defaults in the place of these; flags given beside it stand. The comments are the help
+    # of `--help`.
 
     # experiment
     preset: Literal["default", "seed-001"] = "default"  # a set of defaults
@@ -112,18 +113,18 @@ class Args:
     gamma: float = 0.99  # discount of the extrinsic stream
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation, both streams
     clip_coef: float = 0.2  # PPO's clip range
-    clip_vloss: bool = True  # clip the change of values likewise
+    clip_vloss: bool = True  # clip the change of values likewise, both heads (CleanRL: yes; reference: no)
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value losses, 0.5 * squared error for each head
-    norm_adv: bool = True  # normalise the advantages of each minibatch
-    value_gain: float = 0.01  # gain of the first weights of the values' last layer (paper: 0.01; CleanRL: 1)
+    norm_adv: bool = True  # normalise the advantages of each minibatch (CleanRL: yes; reference: no)
+    value_gain: float = 0.01  # gain of the values' last layer at the start (paper: 0.01; CleanRL: 1)
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values
     reward_norm: bool = True  # divide rewards by the running std of their discounted sum, clip at 10
     bootstrap_truncated: bool = True  # extrinsic: value what the time limit cut off (CleanRL: no)
 
     # RND
-    int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO without the bonus
-    ext_coef: float = 2.0  # weight of the extrinsic advantage (paper: 2); 0: exploration alone
+    int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO on ext_coef * A_ext
+    ext_coef: float = 2.0  # the same, extrinsic (paper: 2); with --norm-adv and two heads their ratio counts
     int_gamma: float = 0.99  # discount of the intrinsic stream (paper: 0.99)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no)
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (paper: no)
@@ -167,10 +168,10 @@ def sizes(env_id: str) -> tuple[int, int]:
 class ContinuousEnvs:
     """N copies of an environment. The one place where auto-reset is dealt with.
 
-    Both packages reset an environment on the step *after* the one that ended the episode: that step ignores its
-    action, returns the first observation of the next episode and a reward of 0. It is not experience. `step`
-    marks it with valid = False. The observation of the step before it is the last one of its episode, so that
-    its value is there when the time limit has cut the episode.
+    EnvPool, which trains, and gymnasium, which evaluates, reset an environment on the step *after* the one
+    that ended the episode: that step ignores its action, returns the first observation of the next episode and
+    a reward of 0. It is not experience. `step` marks it with valid = False. The observation of the step before
+    it is the last one of its episode, so that its value is there when the time limit has cut the episode.
     """
 
     def __init__(self, args: Args, seeds: list[int], backend: str = "envpool"):
@@ -201,9 +202,10 @@ class ContinuousEnvs:
         """
         actions = actions.reshape(-1, *self.low.shape).clip(self.low, self.high).astype(self.low.dtype)
         obs, rewards, terminated, truncated, _ = self.pool.step(actions)
-        valid, self.obs, self.done = ~self.done, flat(obs), terminated | truncated
+        valid = ~self.done  # of the step before
+        self.obs, self.done = flat(obs), terminated | truncated
         self.stats.add(rewards, self.done, valid)
-        # EnvPool reports an end on the very last step as truncated; nothing tells the two apart
+        # an end on the very last step is no cut: gymnasium then says both, EnvPool only that it was cut
         return self.obs, rewards, self.done, truncated & ~terminated, valid
 
 
@@ -312,7 +314,8 @@ def normalise_rewards(
 
         F(t) = gamma * F(t-1) * (1 - terminated(t)) + r(t)    (gymnasium's NormalizeReward)
 
-    The statistics of F take in each step before it is divided. A reset step leaves them as they are.
+    After a cut F goes on, as there. Its statistics take in each step before it is divided. A reset step leaves
+    both as they are.
     """
     normalised = []
     for reward, end, ok in zip(rewards, terminated, valid, strict=True):  # (N,) each
@@ -324,7 +327,10 @@ def normalise_rewards(
 
 
 def whiten(obs: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Observations (..., D) -> what RND sees (..., D), whitened entry by entry and clipped at 5 std."""
+    """Observations (..., D) -> what RND sees (..., D), whitened entry by entry and clipped at 5 std.
+
+    Not what the agent sees: these statistics change once a rollout, so that reward and predictor see the same.
+    """
     return ((obs - obs_rms.mean.float()) / obs_rms.var.sqrt().float()).clamp(-5, 5)
 
 
@@ -430,7 +436,7 @@ class Rollout(NamedTuple):
     actions: Tensor  # (T, N, A) as drawn, not clipped
     logprobs: Tensor  # (T, N)
     values: Tensor  # (T+1, N, H) intrinsic, extrinsic; or one for both
-    rewards: Tensor  # (T, N) extrinsic
+    rewards: Tensor  # (T, N) extrinsic, with --reward-norm normalised
     dones: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool, done because of the time limit
     valid: Tensor  # (T, N) bool, False where the step was a reset
@@ -467,15 +473,15 @@ def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
 def collect(envs: ContinuousEnvs, agent: Agent, normaliser: Normaliser, rollout: Rollout, args: Args) -> None:
     """Plays T steps with the policy and writes them into the rollout."""
     obs, inputs, actions, logprobs, values, rewards, dones, truncated, valid = rollout
-    std, all_valid = agent.log_std.exp(), torch.ones_like(valid[0])
+    std, every_row = agent.log_std.exp(), torch.ones_like(valid[0])
     obs[0], inputs[0] = obs[-1], inputs[-1]
     for t in range(args.num_steps):
         actions[t] = torch.normal(agent.policy(inputs[t]), std)
         step = envs.step(actions[t].cpu().numpy())
         obs[t + 1], rewards[t], dones[t], truncated[t], valid[t] = map(torch.from_numpy, step)
-        normaliser.obs_rms.update(obs[t + 1], all_valid)  # an episode's first and last one too
+        normaliser.obs_rms.update(obs[t + 1], every_row)  # resets too: the agent acts on what they show
         inputs[t + 1] = normalise_obs(obs[t + 1], normaliser.obs_rms)
-    mean, values[:] = agent(inputs)
+    mean, values[:] = agent(inputs)  # all at once: the agent has not changed
     logprobs[:] = gaussian_logprobs(actions, mean[:-1], agent.log_std)
     if args.reward_norm:
         rewards[:] = normalise_rewards(rewards, dones & ~truncated, valid, args.gamma, normaliser)
@@ -483,7 +489,7 @@ def collect(envs: ContinuousEnvs, agent: Agent, normaliser: Normaliser, rollout:
 
 @torch.no_grad()
 def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
-    """r_int (T, N): the predictor's error at what the step led to, divided by the std of `reward_filter`."""
+    """r_int (T, N): the predictor's error at what the step led to, divided by the std of its `reward_filter`."""
     if args.int_coef == 0:
         return torch.zeros_like(rollout.rewards)
     obs, valid = rollout.obs[1:], rollout.valid
@@ -535,10 +541,11 @@ def update(
         minibatches = {key: x[order].tensor_split(args.num_minibatches) for key, x in data.items()}
         for k in range(args.num_minibatches):
             batch = {key: parts[k] for key, parts in minibatches.items()}  # (V/M, ...)
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # to None: after the first epoch Adam passes over the predictor
             if args.int_coef > 0 and epoch == 0:
                 predictor_loss = prediction_errors(rnd.predictor(batch["seen"]), batch["targets"], args).mean()
                 predictor_loss.backward()
+                # times the epochs, because what is returned is divided by them
                 totals["losses/predictor_loss"] += predictor_loss.detach() * args.update_epochs
             mean, values = agent(batch["inputs"])
             logprobs = gaussian_logprobs(batch["actions"], mean, agent.log_std)
@@ -566,7 +573,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     normaliser, rnd = Normaliser(N, D, device), RND(args.rnd_net, N, D, device)
     groups = [{"params": [*agent.parameters()], "lr": args.learning_rate}]
     groups += [{"params": [*rnd.predictor.parameters()], "lr": args.predictor_learning_rate}]
-    optimizer = Adam(groups, eps=1e-5, fused=True)
+    optimizer = Adam(groups, eps=1e-5, fused=True)  # eps: CleanRL's, for the predictor too (reference: 1e-8)
     learner = {"agent": agent, "normaliser": normaliser, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         if args.obs_norm == "frozen" and args.int_coef > 0 and not saved:
@@ -576,7 +583,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.inputs[-1] = normalise_obs(rollout.obs[-1], normaliser.obs_rms)
         run.bar = Progress(args.total_timesteps, step)
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
-            if args.anneal_lr:
+            if args.anneal_lr:  # the agent's; the predictor's stays
                 optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
             collect(envs, agent, normaliser, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)

@@ -15,7 +15,7 @@ import sys
 
 import matplotlib
 import numpy as np
-from plot import curve, draw_curves, from_folder
+from plot import curve, draw_curves, from_folder, number_of
 from scipy.stats import bootstrap, trim_mean
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
 
@@ -89,7 +89,7 @@ def print_table(runs: list[dict]) -> None:
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
-    """Score against steps, mean and 95 % interval over the seeds, a panel for each task."""
+    """Score against steps, a panel for each task: each seed where rewards are sparse, else mean and 95 % interval."""
     tasks = [task for task in (*DENSE, *SPARSE) if any(r["row"].startswith(f"{task},") for r in runs)]
     rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
     figure, panels = plt.subplots(
@@ -98,13 +98,16 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     for panel in panels.flat[len(tasks) :]:
         panel.set_visible(False)
     for panel, task in zip(panels.flat, tasks, strict=False):
-        for k, variant in enumerate(VARIANTS):
-            draw_curves(panel, curves_of(runs, f"{task}, {variant}", 1e6), f"C{k}", variant)
+        for variant, color in zip(VARIANTS, ("C1", "C0"), strict=True):  # blue: with the bonus, as in other figures
+            curves = curves_of(runs, f"{task}, {variant}", 1e6)
+            label = f"{variant} ({number_of(len(curves), 'seed')})"
+            draw_curves(panel, curves, color, label, task in SPARSE, "--" if variant == "PPO" else "-")
         panel.set(title=task, xlabel="million steps")
+        panel.set_xlim(left=0)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[:, 0]:
         panel.set_ylabel("mean return, last 100 episodes")
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    panels[0, 0].legend(frameon=False, fontsize=8, loc="center right")
     figure.savefig(path, dpi=110)
 
 

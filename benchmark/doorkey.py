@@ -78,12 +78,18 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
         for name, color in (("RND", "C0"), ("A2C", "C1")):
             if points := NOTEBOOK.get((size, name)):
                 panel.plot(*zip(*points, strict=True), "--", color=color, label=f"the notebook's run, {name}")
-        panel.axhline(0.95, color="0.8", linewidth=0.8, zorder=0)
-        panel.set(title=f"DoorKey-{size}", xlabel="million frames", ylim=(-0.03, 1.03))
+        panel.axhline(0.95, color="0.8", linewidth=0.8, zorder=0, label="0.95")
+        seeds = sorted({n for x in colors if (n := len(curves_of(runs, f"{size} {x}")))})
+        panel.set(
+            title=f"DoorKey-{size}, {' or '.join(map(str, seeds))} seeds a curve",
+            xlabel="million frames",
+            ylim=(-0.03, 1.03),
+        )
         panel.spines[["top", "right"]].set_visible(False)
         handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
-    panels[2].set(xscale="log", xlim=(0.2, 100))  # before that, there are few episodes, those that were short
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    # before 0.4M frames few episodes have ended there, those that were short
+    panels[2].set(xscale="log", xlim=(0.4, 100), xticks=[1, 10, 100], xticklabels=["1", "10", "100"])
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=7, fontsize=8, frameon=False)
     panels[0].set_ylabel("mean return, last 100 episodes")
     figure.savefig(path, dpi=120)
 

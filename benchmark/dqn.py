@@ -77,7 +77,7 @@ def print_table(runs: list[dict]) -> None:
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
-    """Score against frames, a line for each seed, a panel for each game."""
+    """Score against steps, a line for each seed, a panel for each game."""
     rows = list(dict.fromkeys(r["row"] for r in runs))
     games = list(dict.fromkeys(row.split(",")[0] for row in rows))
     figure, panels = plt.subplots(
@@ -85,9 +85,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     )
     for panel, game in zip(panels.flat, games, strict=True):
         for k, row in enumerate(x for x in rows if x.startswith(f"{game},")):
-            for n, (x, y) in enumerate(curves_of(runs, row, 0.25e6)):
+            for n, (x, y) in enumerate(curves_of(runs, row, 1e6)):
                 panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else row.split(", ", 1)[1])
-        panel.set(title=game, xlabel="million frames")
+        panel.set(title=game, xlabel="million steps")
         panel.legend(frameon=False, fontsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("mean return, last 100 episodes")

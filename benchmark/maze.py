@@ -138,7 +138,8 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     parts = ("with RND", "bonus ends with the episode", "nothing fades", "seed's bonus", "no baseline", "demonstration")
     for k, name in enumerate(parts):
         curves = curves_of(runs, f"9-9, {name}")
-        draw_curves(panel, curves, f"C{k}", f"{name} ({number_of(len(curves), 'seed')})")
+        label = {"seed's bonus": "the notes' bonus", "demonstration": "demonstration, no bonus"}.get(name, name)
+        draw_curves(panel, curves, f"C{k}", f"{label} ({number_of(len(curves), 'seed')})")
     panel.set(title="goal 9-9", xlabel="episodes", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside right center", frameon=False)
@@ -160,7 +161,7 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
             panel.plot(x, values, "o", color=color, markersize=4, label=label if place == 0 else None)
             panel.plot(x[[0, -1]], 2 * [np.mean(values)], color=color)
     panel.set_xticks([0, 1], ["first room", "all other rooms"])
-    panel.set(ylabel="% of cells with a\nright likeliest action", ylim=(0, 103), xlim=(-0.5, 1.5))
+    panel.set(ylabel="% of cells with a right\nlikeliest action; bar: mean", ylim=(0, 103), xlim=(-0.5, 1.5))
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(fontsize=8, loc="lower left")
     figure.savefig(out.parent / f"{out.name}_return_norm.png", dpi=120)

@@ -16,7 +16,7 @@ import sys
 import matplotlib
 import numpy as np
 import torch
-from plot import curve, draw_curves, from_folder
+from plot import curve, draw_curves, from_folder, number_of
 from scipy.stats import mannwhitneyu
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, read_table, spread, table_parser
 
@@ -100,9 +100,12 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     variants = list(dict.fromkeys([*VARIANTS, *(r["row"].split(", ", 1)[1] for r in runs)]))
     for panel, name in zip(panels.flat, names, strict=False):
         for k, variant in enumerate(variants):
-            draw_curves(panel, curves_of(runs, f"{name}, {variant}", 1e6), f"C{k}", variant)
-        panel.axhline(ENVIRONMENTS[name][1], color="0.8", linewidth=0.8, zorder=0)
-        panel.set(title=name, xlabel="million frames", ylim=(-0.03, 1.03))
+            style = "--" if variant == "PPO" else "-"  # it often lies on RND alone
+            draw_curves(panel, curves_of(runs, f"{name}, {variant}", 1e6), f"C{k}", variant, style=style)
+        panel.axhline(ENVIRONMENTS[name][1], color="0.8", linewidth=0.8, zorder=0, label="counts as solved")
+        seeds = number_of(len(curves_of(runs, f"{name}, default", 1e6)), "seed")
+        panel.set(xlabel="million frames", ylim=(-0.03, 1.03))
+        panel.set_title(f"{name} ({seeds})", fontsize=10)
         panel.set_xlim(left=0)
         panel.spines[["top", "right"]].set_visible(False)
         handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
@@ -116,26 +119,30 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
 def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
     """Frames to the score for each change, a dot for every seed, their number in brackets; a cross: not by then."""
     names = [name for name in ENVIRONMENTS if any(r["row"].startswith(f"{name}, --") for r in runs)]
-    rows = [list(dict.fromkeys(r["row"] for r in runs if r["row"].startswith(f"{name}, "))) for name in names]
+    there = {r["row"] for r in runs}
+    rows = [[f"{name}, {x}" for x in ("default", *CHANGES) if f"{name}, {x}" in there] for name in names]
     figure, panels = plt.subplots(
         *(len(names), 1), figsize=(8, 0.9 + 0.27 * sum(map(len, rows)) + 0.6 * len(names)), squeeze=False,
-        gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
+        sharex=True, gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
     )  # fmt: skip
     for panel, name, mine in zip(panels[:, 0], names, rows, strict=True):
-        mine.sort(key=lambda row: not row.endswith(", default"))  # the default first
+        labels = []
         for k, row in enumerate(mine):
-            for r in (r for r in runs if r["row"] == row):
-                marker = "o" if r["solved_at"] else "x"
-                panel.plot(float(r["solved_at"] or r["frames"]) / 1e6, k, marker, color=f"C{int(k > 0)}", alpha=0.8)
-        seeds = [sum(r["row"] == row for r in runs) for row in mine]
-        labels = [f"{row.split(', ', 1)[1]} ({n})" for row, n in zip(mine, seeds, strict=True)]
+            of = [r for r in runs if r["row"] == row]
+            for n, r in enumerate(of):  # one above the other, so that equal ones are all seen
+                marker, at = "o" if r["solved_at"] else "x", float(r["solved_at"] or r["frames"]) / 1e6
+                panel.plot(at, k + 0.13 * (n - (len(of) - 1) / 2), marker, color=f"C{int(k > 0)}", markersize=4)
+            labels.append(f"{row.split(', ', 1)[1]} ({len(of)})")
+        default = [float(r["solved_at"] or "inf") / 1e6 for r in runs if r["row"] == mine[0]]
+        panel.axvline(np.median(default), color="C0", linewidth=0.8, linestyle=":")
         panel.set_yticks(range(len(mine)), labels, fontsize=8)
-        panel.set(
-            ylim=(len(mine) - 0.4, -0.6), title=f"{name}: million frames to {ENVIRONMENTS[name][1]}; x: not by then"
-        )
+        panel.set(ylim=(len(mine) - 0.4, -0.6), title=f"{name}, score {ENVIRONMENTS[name][1]}")
         panel.set_xlim(left=0)
         panel.grid(axis="x", color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel(
+        "million frames to the score\na mark for each seed (how many); x: not by then; dotted: the default's median"
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 COLUMNS = ["run", "setting", "seed", "step", "hours"]  # of a CSV, before its scalars
@@ -183,15 +184,20 @@ def number_of(n: int, noun: str) -> str:
 
 
 def draw_curves(
-    panel: plt.Axes, curves: list[tuple[np.ndarray, np.ndarray]], color: str, label: str, every_seed: bool = False
+    panel: plt.Axes,
+    curves: list[tuple[np.ndarray, np.ndarray]],
+    color: str,
+    label: str,
+    every_seed: bool = False,
+    style: str = "-",
 ) -> None:
     """Curves (K,), (K,) of runs that differ in the seed: their mean and its interval; or each of them."""
     if every_seed or len(curves) == 1:
         for k, (xs, ys) in enumerate(curves):
-            panel.plot(xs, ys, color=color, linewidth=0.9, label=None if k else label)
+            panel.plot(xs, ys, style, color=color, linewidth=0.9, label=None if k else label)
     elif curves:
         grid, mean, low, high = mean_and_interval(curves)
-        panel.plot(grid, mean, color=color, linewidth=1.3, label=label)
+        panel.plot(grid, mean, style, color=color, linewidth=1.3, label=label)
         panel.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
 
 
@@ -203,13 +209,20 @@ def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -
         label = number_of(len({run.seed for run in alike}), "seed")
         if len(alike) > len({run.seed for run in alike}):
             label = f"{number_of(len(alike), 'run')} of {label}"
-        curves = [curve(run, tag, x) for run in alike]
-        curves = [(xs / unit, ys) for xs, ys in curves if len(xs)]
-        draw_curves(panel, curves, f"C{k}", f"{setting} ({label})", every_seed)
+        curves = [(xs / unit, ys) for xs, ys in (curve(run, tag, x) for run in alike)]
         whole &= all((ys % 1 == 0).all() for _, ys in curves)
+        if every_seed:
+            for n, (run, (xs, ys)) in enumerate(zip(alike, curves, strict=True)):
+                tint = [c + 0.6 * (1 - c) * n / max(1, len(alike) - 1) for c in to_rgb(f"C{k}")]
+                panel.plot(xs, ys, color=tint, linewidth=0.9, label=f"{setting}, seed {run.seed}")
+                panel.plot(xs[-1:], ys[-1:], ".", color=tint, markersize=5)  # where the run ends
+        else:
+            draw_curves(panel, [c for c in curves if len(c[0])], f"C{k}", f"{setting} ({label})")
     words = tag.split("/")[-1].replace("_", " ")
     title, label = NAMES.get(tag, (words, words))
     panel.set(title=title, ylabel=label, xlabel=x if unit == 1 else f"million {x}")
+    if "explained_variance" in tag:  # clipped at -1 by the scripts, but not by early ones
+        panel.set_ylim(bottom=max(panel.get_ylim()[0], -1.05))
     if whole:
         panel.yaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     panel.spines[["top", "right"]].set_visible(False)
@@ -251,7 +264,7 @@ def main() -> None:
     handles = {}
     for panel in panels.flat:
         handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper left", fontsize=7, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", fontsize=7, frameon=False, ncols=3)
     figure.savefig(args.out.with_suffix(".png"), dpi=120)
     print(args.out.with_suffix(".png"))
 

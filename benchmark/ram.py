@@ -51,19 +51,41 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
-    """Score against frames, a line for each seed, a panel for each game."""
+    """Score against steps, a line for each seed, a panel for each game."""
     games = [game for game in STEPS if any(r["row"].startswith(f"{game},") for r in runs)]
     figure, panels = plt.subplots(1, len(games), figsize=(1.5 + 3 * len(games), 3), squeeze=False)
     for panel, game in zip(panels.flat, games, strict=True):
         for k, variant in enumerate(VARIANTS):
-            for n, (x, y) in enumerate(curves_of(runs, f"{game}, {variant}", 0.25e6)):
+            for n, (x, y) in enumerate(curves_of(runs, f"{game}, {variant}", 1e6)):
                 panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else variant)
-        panel.set(title=game, xlabel="million frames")
+        panel.set(title=game, xlabel="million steps")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("mean return, last 100 episodes")
     panels[0, 0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def print_table(runs: list[dict]) -> None:
+    """A line for each row, cells lowest / median / highest; and one for each run."""
+    names = [name for name in LEVELS if any(r[name] for r in runs)]
+    print("| row | seeds |", "".join(f" {name}, million steps |" for name in names), "score | rooms | evaluation |")
+    print("|---|---|" + "---|" * (len(names) + 3))
+    for row in dict.fromkeys(r["row"] for r in runs):
+        of = [r for r in runs if r["row"] == row]
+        levels = "".join(f" {spread([r[name] for r in of], '.2f', 1e6, 'never')} |" for name in names)
+        rest = " | ".join(spread([r[name] for r in of], ".0f") for name in ("score", "rooms", "evaluation"))
+        print(f"| {row} | {len(of)} |{levels} {rest} |")
+    print()
+    print("| row | seed |", "".join(f" {name} |" for name in names), "played | score | rooms | evaluation |")
+    print("|---|---|" + "---|" * (len(names) + 4))
+    for r in sorted(runs, key=lambda r: (r["row"], int(r["seed"]))):
+        levels = "".join(f" {spread([r[name]], '.2f', 1e6, 'never')} |" for name in names)
+        played = f"{int(r['steps']) / 1e6:.2f}"
+        print(
+            f"| {r['row']} | {r['seed']} |{levels} {played} | {r['score']} | {r['rooms']} |"
+            f" {float(r['evaluation']):,.1f} +- {r['error']} |"
+        )
 
 
 def main() -> int:
@@ -73,14 +95,7 @@ def main() -> int:
     )
     if runs:
         draw(runs, args.out.with_suffix(".png"))
-        names = [name for name in LEVELS if any(r[name] for r in runs)]
-        print("| row | seeds |", "".join(f" {name}, million steps |" for name in names), "score | rooms | evaluation |")
-        print("|---|---|" + "---|" * (len(names) + 3))
-        for row in dict.fromkeys(r["row"] for r in runs):
-            of = [r for r in runs if r["row"] == row]
-            levels = "".join(f" {spread([r[name] for r in of], '.2f', 1e6, 'never')} |" for name in names)
-            rest = " | ".join(spread([r[name] for r in of], ".0f") for name in ("score", "rooms", "evaluation"))
-            print(f"| {row} | {', '.join(r['seed'] for r in of)} |{levels} {rest} |")
+        print_table(runs)
     return status
 
 

@@ -125,7 +125,7 @@ def main() -> None:
         for k, preset in enumerate(args.presets):
             mine = [[line for line in lines if line["preset"] == preset and line["seed"] == s] for s in args.seeds]
             curves = [(np.array([x["updates"] for x in one]), np.array([x[key] for x in one])) for one in mine]
-            draw_curves(panel, curves, f"C{k}", f"{preset} ({len(curves)} seeds)")
+            draw_curves(panel, curves, f"C{k}", f"{preset} ({len(curves)} seeds)", every_seed=True)
         panel.set(title=title, xlabel="updates of the target (0: random)")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
