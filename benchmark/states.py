@@ -1,0 +1,79 @@
+"""Where ppo_rnd_continuous.py goes while it learns, without the bonus and with it: a picture.
+
+    python benchmark/states.py --seed 4 --out docs/results/continuous_states.png
+
+Trains once with --int-coef 0 and once with the script's default, and counts the observations of all steps in a grid of
+two of their entries (--entries; of the mountain car position and velocity). What stands after -- are flags of the
+script, for both.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+import matplotlib
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import ppo_rnd_continuous as script
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import LogNorm
+
+
+def visited(flags: list[str]) -> np.ndarray:
+    """The observations (K, D) of all steps of a training run with these flags, resets left out."""
+    seen, collect = [], script.collect
+
+    def watch(envs, agent, normaliser, rollout, args) -> None:
+        collect(envs, agent, normaliser, rollout, args)
+        seen.append(rollout.obs[1:][rollout.valid].cpu().numpy())
+
+    script.collect = watch
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if status := script.main([*flags, "--runs-dir", folder]):
+                sys.exit(status)
+    finally:
+        script.collect = collect
+    return np.concatenate(seen)
+
+
+def draw(clouds: dict[str, np.ndarray], names: tuple[str, str], path: pathlib.Path) -> None:
+    """A panel for each cloud of points (K, 2), on the same axes and the same logarithmic colours."""
+    both = np.concatenate([*clouds.values()])
+    ranges = [(x.min(), x.max()) for x in both.T]
+    counts = {title: np.histogram2d(*points.T, bins=60, range=ranges)[0] for title, points in clouds.items()}
+    norm = LogNorm(1, max(x.max() for x in counts.values()))
+    figure, panels = plt.subplots(1, len(clouds), figsize=(4 * len(clouds) + 1, 3.4), sharey=True, layout="constrained")
+    for panel, (title, x) in zip(panels, counts.items(), strict=True):
+        shown = panel.imshow(x.T, norm=norm, origin="lower", aspect="auto", extent=(*ranges[0], *ranges[1]))
+        panel.set(title=f"{title}: {(x > 0).mean():.0%} of the cells", xlabel=names[0])
+    panels[0].set_ylabel(names[1])
+    figure.colorbar(shown, ax=panels, label="steps in a cell")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env-id", default="MountainCarContinuous")
+    parser.add_argument("--steps", default="30000", help="environment steps of each run")
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--entries", nargs=2, type=int, default=[0, 1], help="which two of an observation")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the picture")
+    parser.add_argument("flags", nargs="*", help="after --: flags of the script")
+    args = parser.parse_args()
+    common = ["--env-id", args.env_id, "--total-timesteps", args.steps, "--seed", args.seed, *args.flags]
+    variants = {"without the bonus": ["--int-coef", "0"], "with it": []}
+    clouds = {title: visited([*common, *flags])[:, args.entries] for title, flags in variants.items()}
+    is_car = args.env_id.startswith("MountainCar") and args.entries == [0, 1]
+    draw(clouds, ("position", "velocity") if is_car else tuple(f"entry {k}" for k in args.entries), args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
