@@ -21,7 +21,7 @@ What is different here, so that Montezuma's Revenge can be played on a laptop:
   4. Fewer environments and longer rollouts, 32 x 512 steps in place of 128 x 128, so that the policy changes a
      quarter as often within an episode. Of three seeds one kept the key either way: not decided.
   5. The norm of the gradient is clipped at 0.5. Where a room is new, errors are hundreds of times the usual
-     ones. Two seeds of three lost the key without the clip, two of six with it (docs/results).
+     ones. Two seeds of three lost the key without the clip, two of six with it: few (docs/results).
   6. The budget is small, so the learning rate is 2.5e-4 (paper: 1e-4), with 8 minibatches (4) and a warm-up of
      10 rollouts (50). The predictor learns from a quarter of the samples, as at the paper's 128 environments.
 
