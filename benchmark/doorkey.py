@@ -1,10 +1,13 @@
 """DoorKey's table and figure: every size with and without the bonus, in the notebook's settings and in the tuned ones.
 
     python benchmark/doorkey.py --out docs/results/doorkey --jobs 2
+    python benchmark/doorkey.py --out docs/results/doorkey --jobs 2 --control constant
+    python benchmark/doorkey.py --out docs/results/doorkey --jobs 2 --control shuffled
 
 Each run is `python a2c_rnd_doorkey.py` with the flags of its row, as a process of its own on one thread. Runs that are
 already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from its
-checkpoint. Writes <out>.csv (a line for each run), the figure <out>_curves.png, and prints the table.
+checkpoint. Writes <out>.csv (a line for each run), the figure <out>_curves.png, and prints the table. In the controls
+the bonus is 1 in place of the error (constant), or the error paid to random samples (shuffled).
 """
 
 import pathlib
@@ -32,6 +35,13 @@ ROWS = {  # name -> (flags, how many seeds)
     "16x16 tuned, A2C": (f"--env-id DoorKey-16x16 {TUNED_16} {NO_BONUS} --total-timesteps 20e6", 3),
     "8x8 tuned, A2C": (f"--env-id DoorKey-8x8 {TUNED} {NO_BONUS} --total-timesteps 3e6", 5),
     "16x16 notebook, RND": ("--env-id DoorKey-16x16 --preset notebook-16x16 --total-timesteps 30e6", 1),
+    # the notebook's bonus taken away, and the goal weighed as it is with it
+    "5x5 notebook, A2C, goal 100": (f"--env-id DoorKey-5x5 --total-timesteps 2e6 {NO_BONUS} --ext-coef 100", 5),
+    "8x8 notebook, A2C, goal 100": (f"--env-id DoorKey-8x8 --total-timesteps 6e6 {NO_BONUS} --ext-coef 100", 5),
+    "16x16 notebook, A2C, goal 100": (
+        f"--env-id DoorKey-16x16 --preset notebook-16x16 --total-timesteps 30e6 {NO_BONUS} --ext-coef 100",
+        1,
+    ),
 }
 WITHOUT = [  # what each part of the tuned preset is worth
     *("--no-first-visit", "--no-one-hot", "--no-orthogonal", "--no-norm-adv", "--no-int-norm", "--no-same-obs"),
@@ -39,6 +49,12 @@ WITHOUT = [  # what each part of the tuned preset is worth
 ]
 ROWS |= {f"8x8 tuned, {x}": (f"--env-id DoorKey-8x8 {TUNED} {x} --total-timesteps 1.5e6", 3) for x in WITHOUT}
 ROWS = {row: (flags.split(), seeds) for row, (flags, seeds) in ROWS.items()}
+CONTROLS = {  # which -> its rows, run by doorkey_WHICH.py
+    "constant": {"16x16 tuned, first visits alone": ROWS["16x16 tuned, RND"]},
+    "shuffled": {
+        f"{row}, shuffled": ROWS[row] for row in ("5x5 notebook, RND", "8x8 notebook, RND", "16x16 tuned, RND")
+    },
+}
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -98,7 +114,7 @@ def print_table(runs: list[dict]) -> None:
     """The table of docs/results, in Markdown: lowest / median / highest."""
     print("| row | flags | > 0.91, million frames | > 0.95, million frames | score in the end | evaluation |")
     print("|---|---|---|---|---|---|")
-    for row, (flags, _) in ROWS.items():
+    for row, (flags, _) in (ROWS | CONTROLS["constant"] | CONTROLS["shuffled"]).items():
         if mine := [r for r in runs if r["row"] == row]:
             cells = [spread([r[x] for r in mine], ".2f", 1e6, "never") for x in ("frames_91", "frames_95")]
             cells += [spread([r[x] for r in mine], ".3f") for x in ("score", "evaluation")]
@@ -107,9 +123,11 @@ def print_table(runs: list[dict]) -> None:
 
 def main() -> int:
     parser = table_parser(__doc__, "runs/doorkey")
+    parser.add_argument("--control", choices=CONTROLS, help="the rows of this control in place of the script's own")
     args = parser.parse_args()
+    script = SCRIPT if args.control is None else ROOT / f"benchmark/doorkey_{args.control}.py"
     runs, status = fill_table(
-        *(SCRIPT, ROWS, args, measure),
+        *(script, CONTROLS.get(args.control, ROWS), args, measure),
         tell=lambda line: f"0.95 at {line['frames_95'] or 'never'}, score {line['score']}",
     )
     draw(runs, args.out.with_name(args.out.name + "_curves.png"))

@@ -2,6 +2,7 @@
 
     python benchmark/minigrid_runs.py --out docs/results/minigrid --jobs 2
     python benchmark/minigrid_runs.py --out docs/results/minigrid_ablations --set ablations --jobs 2
+    python benchmark/minigrid_runs.py --out docs/results/minigrid_novelty --set novelty --jobs 2
 
 Each run is `python ppo_rnd_minigrid.py` with the flags of its row, as a process of its own on one thread; it stops when
 the mean return of its last 100 episodes is above the row's score. Runs that are already in the CSV are not repeated, so
@@ -66,6 +67,31 @@ ROWS["ablations"] = {
     for name, changes in ({"KeyCorridorS3R3": CHANGES} | CHANGES_ELSEWHERE).items()
     for change in changes
 }
+NOVELTY = {  # what is paid at a first visit -> seeds
+    "the mask alone": ("--novelty none", 5),
+    "counts": ("--novelty count", 5),
+    "RND": ("", 5),
+    "NovelD": ("--novelty noveld", 3),
+}
+ALLOWED = {
+    "DoorKey-16x16": 3e6,
+    "KeyCorridorS4R3": 5e6,
+    "KeyCorridorS3R3": 2e6,
+    "MultiRoom-N7-S8": 3e6,
+    "DoorKey-8x8": 2e6,
+}
+ROWS["novelty"] = {
+    f"{name}, {paid}": (
+        f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps {frames:.0f} {flag}".split(),
+        seeds,
+    )
+    for paid, (flag, seeds) in NOVELTY.items()
+    for name, frames in ALLOWED.items()
+}
+ROWS["novelty"]["ObstructedMaze-2Dlh, the mask alone"] = (
+    ["--env-id", "ObstructedMaze-2Dlh", "--solved-score", "0.9", "--total-timesteps", "15000000", "--novelty", "none"],
+    3,
+)
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -116,11 +142,15 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
-    """Frames to the score for each change, a dot for every seed, their number in brackets; a cross: not by then."""
-    names = [name for name in ENVIRONMENTS if any(r["row"].startswith(f"{name}, --") for r in runs)]
-    there = {r["row"] for r in runs}
-    rows = [[f"{name}, {x}" for x in ("default", *CHANGES) if f"{name}, {x}" in there] for name in names]
+def draw_changes(runs: list[dict], own: str, path: pathlib.Path) -> None:
+    """Frames to the score for each change, a dot for every seed, their number in brackets; a cross: not by then.
+
+    The first row of an environment is its row `own`, to which the others are compared.
+    """
+    there = list(dict.fromkeys(r["row"] for r in runs))
+    names = [x for x in ENVIRONMENTS if len([row for row in there if row.startswith(f"{x},")]) > 1]
+    rows = [[x for x in there if x.startswith(f"{name},")] for name in names]
+    rows = [sorted(mine, key=lambda x: not x.endswith(f", {own}")) for mine in rows]
     figure, panels = plt.subplots(
         *(len(names), 1), figsize=(8, 0.9 + 0.27 * sum(map(len, rows)) + 0.6 * len(names)), squeeze=False,
         sharex=True, gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
@@ -141,7 +171,7 @@ def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
         panel.grid(axis="x", color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel(
-        "million frames to the score\na mark for each seed (how many); x: not by then; dotted: the default's median"
+        "million frames to the score\na mark for each seed (how many); x: not by then; dotted: the first row's median"
     )
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -163,15 +193,16 @@ def print_table(runs: list[dict], rows: dict) -> None:
             print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
 
 
-def print_tests(runs: list[dict], default: list[dict]) -> None:
-    """Mann-Whitney's test of frames to the score, each change with five seeds against the default's; never: last."""
+def print_tests(runs: list[dict], own: str) -> None:
+    """Mann-Whitney's test of frames to the score, each change with five seeds against row `own`; never: last."""
 
-    def frames(lines: list[dict], row: str) -> list[float]:
-        return [float(r["solved_at"] or "inf") for r in lines if r["row"] == row]
+    def frames(row: str) -> list[float]:
+        return [float(r["solved_at"] or "inf") for r in runs if r["row"] == row]
 
     for row in dict.fromkeys(r["row"] for r in runs):
-        ours, theirs = frames(runs, row), frames(default, f"{row.split(', ')[0]}, default")
-        if len(ours) >= 5:
+        name, change = row.split(", ", 1)
+        ours, theirs = frames(row), frames(f"{name}, {own}")
+        if change != own and len(ours) >= 5 and len(theirs) >= 5:
             print(f"{row}: p = {mannwhitneyu(ours, theirs).pvalue:.3f}")
 
 
@@ -186,10 +217,12 @@ def main() -> int:
     print_table(runs, ROWS[args.set])
     if args.set == "main":
         draw(runs, args.out.with_name(args.out.name + "_curves.png"))
-    else:  # beside the default, from the main table
-        default = [r for r in read_table(args.out.with_name("minigrid.csv")) if r["row"].endswith(", default")]
-        draw_changes(default + runs, args.out.with_suffix(".png"))
-        print_tests(runs, default)
+    else:
+        own = "RND" if args.set == "novelty" else "default"
+        if own == "default":  # of the main table
+            runs = [r for r in read_table(args.out.with_name("minigrid.csv")) if r["row"].endswith(", default")] + runs
+        draw_changes(runs, own, args.out.with_suffix(".png"))
+        print_tests(runs, own)
     return status
 
 

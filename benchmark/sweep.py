@@ -152,6 +152,7 @@ def table_parser(doc: str, runs_dir: str) -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", default=[""], help="which rows to run, by the beginning of their names")
     parser.add_argument("--seeds", type=int, nargs="+", help="which seeds to run; otherwise all")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
+    parser.add_argument("--redraw", action="store_true", help="run nothing; figure and table from the CSV as it is")
     return parser
 
 
@@ -179,6 +180,8 @@ def fill_table(
     Returns: all lines, and the exit status, 0 or 1. If the runs were stopped, it leaves the program.
     """
     path = args.out.with_suffix(".csv")
+    if args.redraw:
+        return read_table(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["row"], int(line["seed"])) for line in read_table(path)}
     jobs = [Job(row, flags, seed) for row, (flags, seeds) in rows.items() for seed in range(1, seeds + 1)]

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from torch.utils.tensorboard import SummaryWriter
 
@@ -101,6 +102,32 @@ def test_the_flags_of_every_row_are_flags_of_its_script(module, rows):
     for flags, seeds in rows.values():
         script.parse([*flags, "--seed", "1"])  # raises at what makes no sense
         assert seeds > 0
+
+
+def test_the_controls_of_doorkey_change_the_bonus_and_nothing_else(monkeypatch):
+    """First visits pay the same; a bonus on random samples is the same sum, and is not paid at resets."""
+    script = importlib.import_module("a2c_rnd_doorkey")
+    own = script.novelty, script.intrinsic_rewards
+    try:
+        args, *_ = script.parse(["--preset", "tuned", "--num-envs", "3", "--num-steps", "40", "--no-int-norm"])
+        rnd = script.RND(3, sum(script.NUM_CODES), args.dropout, torch.device("cpu"))
+        rollout = script.empty_rollout(40, 3, torch.device("cpu"))
+        rollout.obs.random_(3)
+        rollout.index.random_(30)
+        rollout.visits.random_(1, 3)
+        rollout.valid.copy_(torch.rand(40, 3) < 0.8)
+        with torch.no_grad():
+            aligned, loss = script.intrinsic_rewards(rnd, rollout, args)
+            importlib.import_module("doorkey_shuffled")
+            shuffled, same_loss = script.intrinsic_rewards(rnd, rollout, args)
+            valid = rollout.valid
+            assert torch.equal(shuffled[valid].sort()[0], aligned[valid].sort()[0]) and loss == same_loss
+            assert torch.equal(shuffled[~valid], aligned[~valid]) and not torch.equal(shuffled, aligned)
+            script.intrinsic_rewards = own[1]
+            importlib.import_module("doorkey_constant")
+            assert torch.equal(script.intrinsic_rewards(rnd, rollout, args)[0], (rollout.visits == 1).float())
+    finally:
+        script.novelty, script.intrinsic_rewards = own
 
 
 def test_table_of_runs_and_back(tmp_path):
@@ -288,11 +315,14 @@ def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
     (tmp_path / "go").touch()
     rows = {"first": ([], 2), "second, +10": (["--add", "10"], 1), "broken": (["--break", "1"], 1)}
     args = argparse.Namespace(
-        out=tmp_path / "new/t", runs_dir=tmp_path / "runs", rows=["first", "sec"], seeds=None, jobs=2
+        out=tmp_path / "new/t", runs_dir=tmp_path / "runs", rows=["first", "sec"], seeds=None, jobs=2, redraw=True
     )
     (tmp_path / "new").mkdir()
     (tmp_path / "new/t.csv").write_text("row,seed,score,curve\nfirst,1,0.5,100:0.25 200:0.5\n")
     monkeypatch.chdir(tmp_path)
+    lines, status = sweep.fill_table(script, rows, args, measure=None, tell=None)  # runs nothing
+    assert not status and lines == [{"row": "first", "seed": "1", "score": "0.5", "curve": "100:0.25 200:0.5"}]
+    args.redraw = False
 
     def measure(job, folder):
         steps, scores = plot.curve(plot.from_folder(folder), "charts/score", "steps")
