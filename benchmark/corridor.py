@@ -12,6 +12,7 @@ episode of 1,328,721. With `--int-coef 0` the same script is plain PPO. OUT.csv 
 """
 
 import argparse
+import collections
 import csv
 import importlib
 import pathlib
@@ -22,6 +23,7 @@ import types
 import matplotlib
 import numpy as np
 from plot import curve, draw_curves, from_folder, number_of
+from sweep import read_table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -81,6 +83,31 @@ def train(
         return {tag: list(zip(*curve(run, tag, "steps"), strict=True)) for tag in run.scalars}
 
 
+def draw(lines: list[dict], path: pathlib.Path) -> None:
+    """The three scalars over steps, with the bonus and without: means over seeds and their 95 % intervals."""
+    panels_of = {
+        "charts/episodic_return": ("success", "share that reaches the end"),
+        "rnd/rooms_visited": ("exploration", f"rooms visited, of {ROOMS}"),
+        "rnd/intrinsic_reward": ("intrinsic reward", "mean of a step, normalised"),
+    }
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for panel, (tag, (title, label)) in zip(panels, panels_of.items(), strict=True):
+        for int_coef in dict.fromkeys(float(line["int_coef"]) for line in lines):
+            curves = collections.defaultdict(list)
+            for line in lines:
+                if line["scalar"] == tag and float(line["int_coef"]) == int_coef:
+                    curves[line["seed"]].append((float(line["step"]) / 1e3, float(line["value"])))
+            color, name = ("C0", "with the bonus") if int_coef else ("C7", "without")
+            label_of = f"{name} ({number_of(len(curves), 'seed')})"
+            draw_curves(panel, [np.array(points).T for points in curves.values()], color, label_of)
+        panel.set(title=title, ylabel=label, xlabel="thousand steps")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[1].set_yticks(range(1, ROOMS + 1))
+    panels[2].set_yscale("log")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the results, without its ending")
@@ -88,38 +115,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30_720)
     parser.add_argument("--int-coefs", type=float, nargs="+", default=[1.0, 0.0], help="0: without the bonus")
     parser.add_argument("--script", type=pathlib.Path, default=SCRIPT, help="ppo_rnd_atari.py or a changed copy of it")
+    parser.add_argument("--redraw", action="store_true", help="run nothing; the figure from the CSV as it is")
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
+    if args.redraw:
+        draw(read_table(args.out.with_suffix(".csv")), args.out.with_suffix(".png"))
+        return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    tags = ["charts/episodic_return", "rnd/rooms_visited", "rnd/intrinsic_reward"]
+    lines = []
     for int_coef in args.int_coefs:
-        curves = {tag: [] for tag in tags}
         for seed in args.seeds:
             scalars = train(seed, int_coef, args.steps, args.script, args.flags)
             final = np.mean([value for _, value in scalars["charts/episodic_return"][-10:]])
             rooms = scalars["rnd/rooms_visited"][-1][1]
             print(f"int_coef {int_coef:g}, seed {seed}: success {final:.2f} in the end, {rooms:.0f} of {ROOMS} rooms")
-            for tag in tags:
-                rows.extend([int_coef, seed, tag, step, f"{value:.6g}"] for step, value in scalars[tag])
-                curves[tag].append(np.array(scalars[tag]).T / [[1e3], [1]])
-        for panel, tag in zip(panels, tags, strict=True):
-            color, label = ("C0", "with the bonus") if int_coef else ("C7", "without")
-            draw_curves(panel, curves[tag], color, f"{label} ({number_of(len(args.seeds), 'seed')})")
-    names = {"success": "share that reaches the end", "exploration": f"rooms visited, of {ROOMS}"}
-    names |= {"intrinsic reward": "mean of a step, normalised"}
-    for panel, (title, label) in zip(panels, names.items(), strict=True):
-        panel.set(title=title, ylabel=label, xlabel="thousand steps")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[1].set_yticks(range(1, ROOMS + 1))
-    panels[2].set_yscale("log")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
-    figure.savefig(args.out.with_suffix(".png"), dpi=120)
+            for tag in ("charts/episodic_return", "rnd/rooms_visited", "rnd/intrinsic_reward"):
+                for step, value in scalars[tag]:
+                    row = {"int_coef": int_coef, "seed": seed, "scalar": tag, "step": step, "value": f"{value:.6g}"}
+                    lines.append(row)
     with open(args.out.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["int_coef", "seed", "scalar", "step", "value"])
-        writer.writerows(rows)
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    draw(lines, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import matplotlib
 import numpy as np
 import torch
+from sweep import read_table
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -53,12 +54,30 @@ def room_frames(room: int, steps: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(frames[4:]))[:, None]  # the first frames still show the room before
 
 
+def draw(rows: list[dict], path: pathlib.Path) -> None:
+    """The raw bonus of each set of frames over the steps learned from."""
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for name in [*rows[0]][1:]:
+        known = "held out" in name
+        style = {"color": "black", "linewidth": 2.5} if known else {"linestyle": "-" if "room" in name else "--"}
+        axes.plot([float(row["steps"]) / 1e3 for row in rows], [float(row[name]) for row in rows], label=name, **style)
+    axes.set(yscale="log", xlabel="thousand steps of a random agent in room 1", ylabel="raw intrinsic reward")
+    axes.set_title("Where the agent has been the bonus falls far, elsewhere little")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="path of the results, without its ending")
     parser.add_argument("--rollouts", type=int, default=300, help="rollouts of 32 x 32 steps to learn from")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--redraw", action="store_true", help="run nothing; the figure from the CSV as it is")
     args = parser.parse_args()
+    if args.redraw:
+        draw(read_table(pathlib.Path(f"{args.out}.csv")), pathlib.Path(f"{args.out}.png"))
+        return
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     device, rng = torch.device("cpu"), np.random.default_rng(args.seed)
@@ -101,16 +120,7 @@ def main() -> None:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name in held_out:
-        known = "held out" in name
-        style = {"color": "black", "linewidth": 2.5} if known else {"linestyle": "-" if "room" in name else "--"}
-        axes.plot([row["steps"] / 1e3 for row in rows], [row[name] for row in rows], label=name, **style)
-    axes.set(yscale="log", xlabel="thousand steps of a random agent in room 1", ylabel="raw intrinsic reward")
-    axes.set_title("The bonus falls on the room that is seen and stays high on what is not")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out.with_suffix(".png"), dpi=120, bbox_inches="tight")
+    draw(rows, out.with_suffix(".png"))
     last = rows[-1]
     known = last["Montezuma room 1 (held out)"]
     print(f"after {last['steps']:,} steps, as multiples of the reward in room 1 ({known:.4g}):")
