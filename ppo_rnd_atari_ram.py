@@ -113,7 +113,8 @@ class Args:
     # PPO
     total_timesteps: float = 25_000_000  # environment steps, 4 frames each
     num_steps: int = 512  # steps of each environment in a rollout, T (table 5: 128)
-    num_minibatches: int = 8  # minibatches in an epoch, of num_envs / num_minibatches environments (table 5: 4)
+    num_minibatches: int = 32  # minibatches in an epoch (table 5: 4)
+    shuffle: bool = True  # minibatches of random steps, not of whole environments (reference: no)
     update_epochs: int = 4  # passes over a rollout (table 5)
     learning_rate: float = 2.5e-4  # Adam's step size (table 5: 1e-4)
     gamma: float = 0.999  # discount of the extrinsic stream (table 5)
@@ -121,8 +122,8 @@ class Args:
     clip_coef: float = 0.1  # PPO's clip range (table 5)
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
-    norm_adv: bool = True  # normalise the advantages of each minibatch (reference: no)
-    max_grad_norm: float | None = 0.5  # clip the norm of the whole gradient, predictor's too (reference: no)
+    norm_adv: bool = True  # normalise the advantages of a rollout (reference: no)
+    max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values (reference: no)
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, and the bonus is only logged
@@ -496,19 +497,25 @@ def update(
     agent: Agent, rnd: RND, optimizer: Adam, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
     """Several passes over the rollout, one Adam step a minibatch for all networks. Returns means to log."""
-    N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
-    data = {key: getattr(rollout, key)[: args.num_steps] for key in ("obs", "actions", "logprobs", "valid", "frames")}
-    data |= {"advantages": advantages, "returns": returns}  # each (T, N, ...)
+    T, N, M, B = args.num_steps, args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
+    if args.norm_adv:
+        advantages = normalise(advantages.flatten(), rollout.valid.flatten()).view_as(advantages)
+    data = {key: getattr(rollout, key)[:T] for key in ("obs", "actions", "logprobs", "valid", "frames")}
+    data |= {"advantages": advantages, "returns": returns}
     data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics (reference)
+    data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
+    steps = torch.arange(B, device=advantages.device)
+    if not args.shuffle:  # the rollouts of N/M environments, in the same order in every epoch (reference)
+        steps = steps.view(T, M, N // M).transpose(0, 1).flatten()
     parameters = optimizer.param_groups[0]["params"]
     update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
     piece_size = 1024 if advantages.device.type == "cpu" else B // M
     totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
     for _ in range(args.update_epochs):
-        for first in range(0, N, N // M):
-            # a minibatch is the rollout of N/M environments, in the same order in every epoch, as in the
-            # reference
-            batch = {key: x[:, first : first + N // M].flatten(0, 1) for key, x in data.items()}  # (B/M, ...)
+        if args.shuffle:
+            steps = torch.randperm(B, device=advantages.device)
+        for chosen in steps.split(B // M):
+            batch = {key: x[chosen] for key, x in data.items()}  # (B/M, ...)
             optimizer.zero_grad()
 
             # paper: each sample is kept with probability p, here: a random share of exactly p, because then
@@ -519,8 +526,6 @@ def update(
             predictor_loss = masked_mean(errors, batch["valid"][kept])
             predictor_loss.backward()
 
-            if args.norm_adv:
-                batch["advantages"] = normalise(batch["advantages"], batch["valid"])
             # samples that are no resets, mean over the ranks
             num_valid = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
@@ -532,7 +537,7 @@ def update(
                     totals[f"losses/{key}"] += share * value.detach()
 
             average_gradients(parameters)
-            totals["losses/grad_norm"] += nn.utils.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
+            totals["losses/grad_norm"] += nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
             totals["losses/predictor_loss"] += predictor_loss.detach()
             optimizer.step()
     return {key: total / (args.update_epochs * M) for key, total in totals.items()}
@@ -583,6 +588,8 @@ class RunError(Exception):
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout = args.num_envs * args.num_steps * RANKS
+    whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what the minibatches divide
+    divisor = f"a divisor of {'the steps of a rollout,' if args.shuffle else '--num-envs'} {whole}"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
@@ -598,7 +605,7 @@ def check_args(args: Args) -> None:
         ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
-        ("num_minibatches", lambda x: args.num_envs % x == 0, f"a divisor of --num-envs {args.num_envs}"),
+        ("num_minibatches", lambda x: whole % x == 0, divisor),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),

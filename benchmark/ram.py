@@ -26,7 +26,7 @@ VARIANTS = {"with the bonus": "", "without": "--int-coef 0"}
 ROWS = {
     f"{game}, {variant}": (
         f"--env-id {game} --bf16 --total-timesteps {steps} {extra}".split(),
-        8 if game == "MontezumaRevenge" else 2,
+        13 if game == "MontezumaRevenge" else 2,
     )
     for game, steps in STEPS.items()
     for variant, extra in VARIANTS.items()
