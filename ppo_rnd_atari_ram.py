@@ -588,8 +588,8 @@ class RunError(Exception):
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout = args.num_envs * args.num_steps * RANKS
-    whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what the minibatches divide
-    divisor = f"a divisor of {'the steps of a rollout,' if args.shuffle else '--num-envs'} {whole}"
+    whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what is divided into minibatches
+    divided = "a rollout's steps," if args.shuffle else "--num-envs"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
@@ -605,7 +605,7 @@ def check_args(args: Args) -> None:
         ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
-        ("num_minibatches", lambda x: whole % x == 0, divisor),
+        ("num_minibatches", lambda x: whole % x == 0, f"a divisor of {divided} {whole}"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),

@@ -257,12 +257,14 @@ def watch(script, args, folder: pathlib.Path) -> SimpleNamespace:
     """Trains an Atari script for two iterations on AtariPool in float64, and keeps what went through its functions.
 
     Returns: args; states: all weights after each iteration; scalars; steps: of each step actions, frames that RND
-    sees, observations, rewards, done, valid; acted: the observations that the policy has acted on.
+    sees, observations, rewards, done, valid; acted: the observations that the policy has acted on; orders: those in
+    which the updates went through a rollout's samples, if they were drawn.
     """
     with pytest.MonkeyPatch.context() as patch, float64():
         patch.setattr(script.envpool, "make", AtariPool)
         patch.setattr(script.AtariEnvs, "step", spy(script.AtariEnvs.step, calls := []))
         patch.setattr(script.Agent, "forward", spy(script.Agent.forward, forwards := []))
+        patch.setattr(torch, "randperm", spy(torch.randperm, orders := []))
         states, log = [], script.Run.log
 
         def spy_log(run, *args):
@@ -275,7 +277,14 @@ def watch(script, args, folder: pathlib.Path) -> SimpleNamespace:
     acted = [call[0][1] for call in forwards if len(call[0][1]) == args.num_envs]  # updates have larger batches
     frames = [result[1] if len(result) == 5 else result[0][:, 3] for _, result in calls]
     steps = [(call[0][1], x, call[1][0], *call[1][-3:]) for call, x in zip(calls, frames, strict=True)]
-    return SimpleNamespace(args=args, states=states, scalars=read_scalars(run_dir), steps=steps, acted=acted)
+    return SimpleNamespace(
+        args=args,
+        states=states,
+        scalars=read_scalars(run_dir),
+        steps=steps,
+        acted=acted,
+        orders=[order for _, order in orders],
+    )
 
 
 def advantages_by_definition(rewards, values, last_value, dones, valid, gamma, lam):
@@ -339,19 +348,27 @@ def assert_equals_transcription(script, watched: SimpleNamespace, lean_agent, le
         adv_int = advantages_by_definition(intrinsic, values[:T, :, 0], values[T, :, 0], no_end, valid, 0.99, 0.95)
         adv_ext = advantages_by_definition(rewards, values[:T, :, 1], values[T, :, 1], dones, valid, 0.999, 0.95)
         advantages = torch.from_numpy(adv_int + 2 * adv_ext)
+        if args.norm_adv:
+            of_all = advantages[torch.from_numpy(valid)]
+            advantages = (advantages - of_all.mean()) / (of_all.std(correction=0) + 1e-8)
         returns = torch.from_numpy(np.stack([adv_int, adv_ext], -1) + values[:T])
         logprobs = torch.stack(logits)[:T].log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 
         losses = []
-        for block in np.split(np.arange(N), 2) * 3:  # two minibatches, three epochs
-            entries = [(t, env) for t in range(T) for env in block if valid[t, env]]
+        if args.shuffle:  # two minibatches, three epochs
+            assert len(watched.orders) == 6 and all(set(x.tolist()) == set(range(T * N)) for x in watched.orders)
+            blocks = [x for order in watched.orders[3 * k : 3 * k + 3] for x in np.split(order.numpy(), 2)]
+            blocks = [[divmod(i, N) for i in block] for block in blocks]
+        else:
+            assert not watched.orders
+            blocks = [[(t, env) for t in range(T) for env in half] for half in np.split(np.arange(N), 2)] * 3
+        for block in blocks:
+            entries = [(t, env) for t, env in block if valid[t, env]]
             ts, es = (torch.tensor(x) for x in zip(*entries, strict=True))
             new_logits, new_values = lean_agent(sub("agent."), obs[ts, es])
             log_p = new_logits.log_softmax(-1)
             ratio = (log_p.gather(1, actions[ts, es][:, None])[:, 0] - logprobs[ts, es]).exp()
             a = advantages[ts, es]
-            if args.norm_adv:
-                a = (a - a.mean()) / (a.std(correction=0) + 1e-8)
             policy_loss = torch.max(-a * ratio, -a * ratio.clamp(0.9, 1.1)).mean()
             value_loss = sum(0.5 * (new_values[:, h] - returns[ts, es, h]).square().mean() for h in (0, 1))
             entropy = -(log_p.exp() * log_p).sum(-1).mean()
@@ -360,9 +377,11 @@ def assert_equals_transcription(script, watched: SimpleNamespace, lean_agent, le
             distill = (lean_rnd(sub("rnd."), "predictor", x) - goal).square().mean(1).mean()
             loss = policy_loss + value_loss - 0.001 * entropy + distill
             gradients = torch.autograd.grad(loss, [*p.values()])
-            norm = torch.cat([x.flatten() for x in gradients]).norm()
-            if args.max_grad_norm is not None and norm > args.max_grad_norm:  # one clip over all networks
-                gradients = [x * args.max_grad_norm / (norm + 1e-6) for x in gradients]
+            own = [name.startswith("agent.") for name in p]  # the clip leaves the predictor's alone
+            norm = torch.cat([x.flatten() for x, yes in zip(gradients, own, strict=True) if yes]).norm()
+            if args.max_grad_norm is not None and norm > args.max_grad_norm:
+                factors = [args.max_grad_norm / (norm + 1e-6) if yes else 1.0 for yes in own]
+                gradients = [x * factor for x, factor in zip(gradients, factors, strict=True)]
             adam.step(gradients)
             losses.append([x.item() for x in (policy_loss, value_loss, entropy, distill, norm)])
 

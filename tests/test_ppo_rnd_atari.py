@@ -573,7 +573,7 @@ def test_norm_adv_and_max_grad_norm():
     clipped, same_scalars, *_ = random_update(max_grad_norm=0.01)
     normed, *_ = random_update(norm_adv=True)
     norm = float(scalars["losses/grad_norm"])
-    assert norm == float(same_scalars["losses/grad_norm"]) > 0.01  # the norm before it was clipped, of all networks
+    assert norm == float(same_scalars["losses/grad_norm"]) > 0.01  # the norm before it was clipped, of the agent
     for a, b in zip(plain, clipped, strict=True):
         torch.testing.assert_close(a * 0.01 / norm, b, rtol=1e-4, atol=1e-12)
     valid = rollout.valid
@@ -720,6 +720,7 @@ def test_the_best_checkpoint_wants_a_hundred_episodes(atari_pool, tmp_path, monk
         (["--num-steps", 0], "--num-steps 0: must be at least 1"),
         (["--num-minibatches", 0], "--num-minibatches 0: must be at least 1"),
         (["--num-minibatches", 3], "--num-minibatches 3: must be a divisor of --num-envs 128"),
+        (["--num-minibatches", 3, "--shuffle"], "--num-minibatches 3: must be a divisor of a rollout's steps, 16384"),
         (["--gamma", 1.5], "--gamma 1.5: must be in [0, 1]"),
         (["--int-gamma", -0.1], "--int-gamma -0.1: must be in [0, 1]"),
         (["--gae-lambda", "nan"], "--gae-lambda nan: must be in [0, 1]"),

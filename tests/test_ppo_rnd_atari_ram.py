@@ -216,9 +216,9 @@ def plain_white(frames: np.ndarray, mean: np.ndarray, var: np.ndarray, _count: f
 
 
 def test_one_iteration_equals_a_plain_transcription(watched):
-    """With this script's defaults: advantages normalised, learning rate 2.5e-4, one clip over all gradients."""
+    """With this script's defaults: random minibatches, normalised advantages, 2.5e-4, the agent's gradient clipped."""
     args, (norm, _) = watched.args, watched.scalars["losses/grad_norm"]
-    assert args.norm_adv and args.learning_rate == 2.5e-4
+    assert args.shuffle and args.norm_adv and args.learning_rate == 2.5e-4
     assert norm[1] > args.max_grad_norm == 0.5  # so that the clip is tested
     assert_equals_transcription(script, watched, lean_agent, lean_rnd, plain_white)
 
