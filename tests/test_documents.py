@@ -88,6 +88,7 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
         ("minigrid", minigrid_runs, (minigrid_runs.ROWS["main"],)),
         ("continuous", continuous, ()),
         ("ram", ram, ()),
+        ("ram_before", ram, ()),
         ("minigrid_ablations", minigrid_runs, (minigrid_runs.ROWS["ablations"],)),
     ],
 )
