@@ -113,7 +113,7 @@ class Args:
     # PPO
     total_timesteps: float = 491_520_000  # environment steps, 4 frames each (table 5: 30,000 rollouts)
     num_steps: int = 128  # steps of each environment in a rollout, T (table 5)
-    num_minibatches: int = 4  # minibatches in an epoch (table 5)
+    num_minibatches: int = 4  # minibatches in an epoch, a divisor of N, or of T * N (table 5)
     shuffle: bool = False  # minibatches of random steps, not of whole environments (reference: no)
     update_epochs: int = 4  # passes over a rollout (table 5)
     learning_rate: float = 1e-4  # Adam's step size (table 5)
@@ -122,7 +122,7 @@ class Args:
     clip_coef: float = 0.1  # PPO's clip range (table 5)
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
-    norm_adv: bool = False  # normalise the advantages of a rollout (reference: no)
+    norm_adv: bool = False  # normalise the advantages of a rollout, of each rank's (reference: no)
     max_grad_norm: float | None = None  # clip the norm of the gradient of policy and values (reference: no)
 
     # RND
@@ -957,7 +957,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
         defaults = vars(Args())
         notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
+            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
             notes.append(f"--{flag.replace('_', '-')} {what}")
         if notes:
             print(f"note: {path} is of another version: {', '.join(notes)}")

@@ -19,14 +19,14 @@ What is different here, so that Montezuma's Revenge can be played on a laptop:
      its divisor remembers the untrained predictor. A trial without this, in which RND saw the RAM's bits, was a
      random agent still after 11 million frames.
   4. There are 32 minibatches of random steps in place of 4 of whole environments: eight times as many gradient
-     steps on the same samples. With 8 of whole environments, each normalised by itself, two seeds of five
-     found the key and lost it again.
+     steps on the same samples. With 8 of whole environments, and items 3 and 6 done otherwise, two seeds of
+     five lost the key and were late in finding it again. Which change helped is not known (docs/results).
   5. Fewer environments and longer rollouts, 32 x 512 steps in place of 128 x 128, so that the policy changes a
-     quarter as often within an episode. With 32 x 128 the only seed that was tried lost the key.
-  6. The norm of the gradient of policy and values is clipped at 0.5: where a room is new, errors are hundreds
-     of times the usual ones. What the clip is worth is not known.
+     quarter as often within an episode. What that is worth is not decided.
+  6. The norm of the gradient of policy and values is clipped at 0.5. Its median is 0.6; where a room is new,
+     the values' errors are hundreds of times the usual ones. What the clip is worth is not known.
   7. The budget is small, so the learning rate is 2.5e-4 (paper: 1e-4), and the warm-up has 10 rollouts (50).
-     The predictor learns from a quarter of the samples, as at the paper's 128 environments.
+     The predictor learns from a quarter of the samples, as at the paper's 128 environments, in more steps.
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 256      f: random target, g: predictor, o: the small screen
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO); then item 3
@@ -38,7 +38,7 @@ Three commands, to train, to resume and to evaluate:
 
 What to expect: with --bf16 some 1,500 steps (6,000 frames) a second on one core, 0.7 GB of memory. On Montezuma's
 Revenge the first keys come at 0.3 million steps. Two seeds that no setting was chosen on held the key from 1.9
-million steps on, 20 minutes, and the door from 2.5 and 2.9; at 3.5, 39 minutes, they had 1,331 and 497 points.
+million steps on, 22 minutes, and the door from 2.5 and 2.9; at 3.5, 39 minutes, they had 1,331 and 497 points.
 """
 
 import collections
@@ -116,7 +116,7 @@ class Args:
     # PPO
     total_timesteps: float = 25_000_000  # environment steps, 4 frames each
     num_steps: int = 512  # steps of each environment in a rollout, T (table 5: 128)
-    num_minibatches: int = 32  # minibatches in an epoch (table 5: 4)
+    num_minibatches: int = 32  # minibatches in an epoch, a divisor of T * N, or of N (table 5: 4)
     shuffle: bool = True  # minibatches of random steps, not of whole environments (reference: no)
     update_epochs: int = 4  # passes over a rollout (table 5)
     learning_rate: float = 2.5e-4  # Adam's step size (table 5: 1e-4)
@@ -125,7 +125,7 @@ class Args:
     clip_coef: float = 0.1  # PPO's clip range (table 5)
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
-    norm_adv: bool = True  # normalise the advantages of a rollout (reference: no)
+    norm_adv: bool = True  # normalise the advantages of a rollout, of each rank's (reference: no)
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values (reference: no)
 
     # RND
@@ -961,7 +961,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
         defaults = vars(Args())
         notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
+            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
             notes.append(f"--{flag.replace('_', '-')} {what}")
         if notes:
             print(f"note: {path} is of another version: {', '.join(notes)}")

@@ -935,7 +935,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
         defaults = vars(Args())
         notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"stays at {defaults[flag]}" if flag in defaults else "is unknown to this script"
+            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
             notes.append(f"--{flag.replace('_', '-')} {what}")
         if notes:
             print(f"note: {path} is of another version: {', '.join(notes)}")

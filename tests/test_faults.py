@@ -368,7 +368,7 @@ def test_flags_of_other_versions_are_named(script, run_dir, call):
     status, out, _ = call("--evaluate", "other.pt", *few(script))
     assert status == 0
     if script.__name__ != MAZE:  # which needs only the goal and the time limit
-        assert "--int-coef stays at" in out and "--colour is unknown" in out
+        assert "--int-coef is new, " in out and "--colour is unknown" in out
 
 
 @of(RESUMABLE)
