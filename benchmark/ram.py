@@ -31,6 +31,8 @@ ROWS = {
     for game, steps in STEPS.items()
     for variant, extra in VARIANTS.items()
 }
+LONGER = "MontezumaRevenge, on to 8M"  # with the bonus, more steps
+ROWS[LONGER] = "--env-id MontezumaRevenge --bf16 --total-timesteps 8e6".split(), 13
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -56,7 +58,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     figure, panels = plt.subplots(1, len(games), figsize=(1.5 + 3 * len(games), 3), squeeze=False)
     for panel, game in zip(panels.flat, games, strict=True):
         for k, variant in enumerate(VARIANTS):
-            for n, (x, y) in enumerate(curves_of(runs, f"{game}, {variant}", 1e6)):
+            curves = curves_of(runs, f"{game}, {variant}", 1e6)
+            curves += curves_of(runs, LONGER, 1e6) if LONGER.startswith(game) and k == 0 else []
+            for n, (x, y) in enumerate(curves):
                 panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else variant)
         panel.set(title=game, xlabel="million steps")
         panel.spines[["top", "right"]].set_visible(False)
