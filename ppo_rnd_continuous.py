@@ -2,7 +2,8 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "envpool==1.2.5", "mujoco==3.6.0",
-#   "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
+#   "pygame-ce==2.5.8", "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "tyro==1.0.17", "tensorboard==2.21.0",
+#   "tqdm==4.70.1", "filelock==4.3.1"
 # ]
 # ///
 """PPO with Random Network Distillation (RND) in continuous control: MuJoCo, dm_control, mazes, the mountain car.
@@ -15,15 +16,15 @@ arXiv:1810.12894.
     r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2       f: random target, g: predictor, o whitened
     A         = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
-With `--int-coef 0` this is PPO with the settings of CleanRL's ppo_continuous_action.py ("CleanRL" below), and
-`--num-envs 1 --num-steps 2048` has its one environment too; the batch is the same. What makes PPO work here:
+With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures: 8 x 256
+steps in place of 1 x 2048, a truncated episode is bootstrapped, the values' last layer starts near 0. None of them:
+`--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`. The steps on which EnvPool
+resets are left out; they still count as environment steps. CleanRL's details for continuous control:
   1. Observations and rewards are normalised as they come, and clipped at 10.
   2. Policy and values are separate tanh networks; the policy's last layer starts near 0.
   3. Advantages are normalised in each minibatch, minibatches are small, the learning rate falls to 0.
   4. An action outside the action space is clipped for the environment only. The policy learns from it as it
      was drawn.
-Departures: a truncated episode is bootstrapped (`--no-bootstrap-truncated`: CleanRL), the values' last layer
-starts near 0 (`--value-gain 1`: CleanRL), and the steps on which EnvPool resets are left out.
 The predictor learns in the first of the epochs alone, from each sample once, as Burda et al.'s does on average.
 
 `--preset seed-001` is a simpler bonus that is found in notes and blogs: a network of two outputs, statistics that
@@ -35,7 +36,9 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_continuous.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
 What to expect: the first command solves its task (a mean return above 90) within 40,000 steps, half a minute,
-on five of five seeds. With `--int-coef 0` three of five get there, within 60,000. Other tasks have no table yet.
+on five of five seeds; the settings were chosen on the first of them. With `--int-coef 0` three of five get there,
+within 60,000. Other tasks have no table yet. On tasks that always pay, such as HalfCheetah, RND is not expected to
+help: take `--int-coef 0`. Published numbers are of the -v4 tasks, which work too.
 """
 
 import collections
@@ -95,6 +98,7 @@ class Args:
     resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
     evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
     eval_episodes: int = 20  # episodes to play with --evaluate
+    deterministic: bool = False  # with --evaluate: play the policy's mean, as many tables of MuJoCo do
     capture_video: bool = False  # with --evaluate: an mp4 of every episode, in the run's folder
     track: bool = False  # send the logs to Weights & Biases too; WANDB_PROJECT, WANDB_MODE=offline work
 
@@ -117,7 +121,7 @@ class Args:
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value losses, 0.5 * squared error for each head
     norm_adv: bool = True  # normalise the advantages of each minibatch (CleanRL: yes; reference: no)
-    value_gain: float = 0.01  # gain of the values' last layer at the start (paper: 0.01; CleanRL: 1)
+    value_gain: float = 0.01  # gain of the values' last layer at the start (reference: 0.01; CleanRL: 1)
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values
     reward_norm: bool = True  # divide rewards by the running std of their discounted sum, clip at 10
     bootstrap_truncated: bool = True  # extrinsic: value what the time limit cut off (CleanRL: no)
@@ -131,7 +135,7 @@ class Args:
     int_norm: bool = True  # divide the bonus by the running std of its discounted return (paper: yes)
     int_clip: float | None = None  # clip the bonus, normalised or not, at this (paper: no)
     predictor_learning_rate: float = 1e-4  # Adam's step size of the predictor, which stays (paper: 1e-4)
-    sum_errors: bool = False  # add the squared errors of the features up (paper: their mean)
+    sum_errors: bool = False  # add the squared errors of the features up (paper: so written; reference: mean)
     rnd_net: Literal["deeper-predictor", "feature-net"] = "deeper-predictor"  # feature-net: 2 outputs
     obs_norm: Literal["running", "frozen"] = "running"  # statistics of what RND sees; frozen: a random agent's
     frozen_obs_norm_steps: int = 1500  # environment steps of that agent
@@ -159,12 +163,6 @@ def flat(obs: np.ndarray | dict) -> np.ndarray:
     return obs.reshape(len(obs), -1).astype(np.float32)
 
 
-def sizes(env_id: str) -> tuple[int, int]:
-    """How many numbers an observation has, D, and how many an action, A."""
-    spec = envpool.make_spec(env_id)
-    return gym.spaces.flatdim(spec.observation_space), gym.spaces.flatdim(spec.action_space)
-
-
 class ContinuousEnvs:
     """N copies of an environment. The one place where auto-reset is dealt with.
 
@@ -184,7 +182,7 @@ class ContinuousEnvs:
             mode = "rgb_array" if args.capture_video else None
             self.pool = gym.vector.SyncVectorEnv([lambda: gym.make(args.env_id, render_mode=mode)] * N)
         space = self.pool.single_action_space
-        self.low, self.high = space.low, space.high
+        self.low, self.high = space.low, space.high  # (A,)
         self.done = np.zeros(N, bool)  # (N,) the step before ended the episode
         self.stats = EpisodeStats(N, args.solved_score)
         self.reset()
@@ -224,13 +222,20 @@ def mlp(obs_size: int, num_outputs: int, gain: float) -> nn.Sequential:
 
 
 class Agent(nn.Module):
-    """Policy and values. The order of the value heads is intrinsic, extrinsic; or one head, for their sum."""
+    """Policy and values, and the statistics that normalise what the agent sees and is paid.
 
-    def __init__(self, obs_size: int, num_actions: int, num_heads: int, value_gain: float = 0.01):
+    The order of the value heads is intrinsic, extrinsic; or one head, for their sum.
+    """
+
+    def __init__(self, args: Args, obs_size: int, num_actions: int, device: torch.device):
         super().__init__()
         self.policy = mlp(obs_size, num_actions, gain=0.01)
-        self.value = mlp(obs_size, num_heads, value_gain)
+        self.value = mlp(obs_size, 1 if args.single_head else 2, args.value_gain)
         self.log_std = nn.Parameter(torch.zeros(num_actions))
+        self.obs_rms = RunningMoments((obs_size,), device)
+        self.return_rms = RunningMoments((), device)
+        self.register_buffer("filtered", torch.zeros(args.num_envs))  # (N,) discounted sums of rewards
+        self.to(device)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """What the agent sees (..., D) -> mean of the actions (..., A), values (..., H)."""
@@ -291,25 +296,12 @@ class RunningMoments(nn.Module):
         self.count += count
 
 
-class Normaliser(nn.Module):
-    """The running statistics of what the agent sees and is paid."""
-
-    def __init__(self, num_envs: int, obs_size: int, device: torch.device):
-        super().__init__()
-        self.obs_rms = RunningMoments((obs_size,), device)
-        self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) discounted sums of rewards
-        self.to(device)
-
-
 def normalise_obs(obs: Tensor, obs_rms: RunningMoments) -> Tensor:
     """Observations (N, D) -> what the agent sees (N, D) (gymnasium's NormalizeObservation), clipped at 10."""
     return ((obs - obs_rms.mean) / (obs_rms.var + 1e-8).sqrt()).float().clamp(-10, 10)
 
 
-def normalise_rewards(
-    rewards: Tensor, terminated: Tensor, valid: Tensor, gamma: float, normaliser: Normaliser
-) -> Tensor:
+def normalise_rewards(agent: Agent, rewards: Tensor, terminated: Tensor, valid: Tensor, gamma: float) -> Tensor:
     """Rewards, terminated, valid (T, N) -> rewards divided by the std of F (T, N), clipped at 10.
 
         F(t) = gamma * F(t-1) * (1 - terminated(t)) + r(t)    (gymnasium's NormalizeReward)
@@ -319,10 +311,9 @@ def normalise_rewards(
     """
     normalised = []
     for reward, end, ok in zip(rewards, terminated, valid, strict=True):  # (N,) each
-        filtered = gamma * normaliser.filtered * ~end + reward
-        normaliser.filtered = torch.where(ok, filtered, normaliser.filtered)
-        normaliser.return_rms.update(normaliser.filtered, ok)
-        normalised.append(reward / (normaliser.return_rms.var + 1e-8).sqrt().float())
+        agent.filtered = torch.where(ok, gamma * agent.filtered * ~end + reward, agent.filtered)
+        agent.return_rms.update(agent.filtered, ok)
+        normalised.append(reward / (agent.return_rms.var + 1e-8).sqrt().float())
     return torch.stack(normalised).clamp(-10, 10)
 
 
@@ -470,7 +461,7 @@ def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
 
 
 @torch.no_grad()
-def collect(envs: ContinuousEnvs, agent: Agent, normaliser: Normaliser, rollout: Rollout, args: Args) -> None:
+def collect(envs: ContinuousEnvs, agent: Agent, rollout: Rollout, args: Args) -> None:
     """Plays T steps with the policy and writes them into the rollout."""
     obs, inputs, actions, logprobs, values, rewards, dones, truncated, valid = rollout
     std, every_row = agent.log_std.exp(), torch.ones_like(valid[0])
@@ -479,12 +470,12 @@ def collect(envs: ContinuousEnvs, agent: Agent, normaliser: Normaliser, rollout:
         actions[t] = torch.normal(agent.policy(inputs[t]), std)
         step = envs.step(actions[t].cpu().numpy())
         obs[t + 1], rewards[t], dones[t], truncated[t], valid[t] = map(torch.from_numpy, step)
-        normaliser.obs_rms.update(obs[t + 1], every_row)  # resets too: the agent acts on what they show
-        inputs[t + 1] = normalise_obs(obs[t + 1], normaliser.obs_rms)
+        agent.obs_rms.update(obs[t + 1], every_row)  # resets too: the agent acts on what they show
+        inputs[t + 1] = normalise_obs(obs[t + 1], agent.obs_rms)
     mean, values[:] = agent(inputs)  # all at once: the agent has not changed
     logprobs[:] = gaussian_logprobs(actions, mean[:-1], agent.log_std)
     if args.reward_norm:
-        rewards[:] = normalise_rewards(rewards, dones & ~truncated, valid, args.gamma, normaliser)
+        rewards[:] = normalise_rewards(agent, rewards, dones & ~truncated, valid, args.gamma)
 
 
 @torch.no_grad()
@@ -535,28 +526,27 @@ def update(
         data["seen"] = whiten(rollout.obs[1:], rnd.obs_rms)  # (T, N, D)
         data["targets"] = rnd.target(data["seen"])  # (T, N, F)
     data = {key: x[rollout.valid] for key, x in data.items()}  # (V, ...): without the resets
-    totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
+    logged: dict[str, list[Tensor]] = collections.defaultdict(list)
     for epoch in range(args.update_epochs):
         order = torch.randperm(len(data["advantages"]))
         minibatches = {key: x[order].tensor_split(args.num_minibatches) for key, x in data.items()}
         for k in range(args.num_minibatches):
             batch = {key: parts[k] for key, parts in minibatches.items()}  # (V/M, ...)
-            optimizer.zero_grad()  # to None: after the first epoch Adam passes over the predictor
+            optimizer.zero_grad()  # to None, so that Adam leaves the predictor alone after the first epoch
             if args.int_coef > 0 and epoch == 0:
                 predictor_loss = prediction_errors(rnd.predictor(batch["seen"]), batch["targets"], args).mean()
                 predictor_loss.backward()
-                # times the epochs, because what is returned is divided by them
-                totals["losses/predictor_loss"] += predictor_loss.detach() * args.update_epochs
+                logged["losses/predictor_loss"].append(predictor_loss.detach())
             mean, values = agent(batch["inputs"])
             logprobs = gaussian_logprobs(batch["actions"], mean, agent.log_std)
             loss, metrics = ppo_loss(logprobs, gaussian_entropy(agent.log_std), values, batch, args)
             loss.backward()
             for key, value in metrics.items():
-                totals[f"losses/{key}"] += value.detach()
+                logged[f"losses/{key}"].append(value.detach())
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
-            totals["losses/grad_norm"] += grad_norm
+            logged["losses/grad_norm"].append(grad_norm)
             optimizer.step()
-    return {key: total / (args.update_epochs * args.num_minibatches) for key, total in totals.items()}
+    return {key: torch.stack(values).mean() for key, values in logged.items()}
 
 
 # --------------------------------------------------------------------------------------------------- Training
@@ -565,27 +555,26 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
     step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
     torch.manual_seed(args.seed)
-    D, A = sizes(args.env_id)
-    rollout = empty_rollout(T, N, D, A, H, device)
     seeds = np.random.SeedSequence((args.seed, step)).generate_state(N) >> 1  # others after a resume
     envs = ContinuousEnvs(args, seeds.tolist())
-    agent = Agent(D, A, H, args.value_gain).to(device)
-    normaliser, rnd = Normaliser(N, D, device), RND(args.rnd_net, N, D, device)
+    D, A = envs.obs.shape[1], envs.low.size  # numbers in an observation and in an action
+    rollout = empty_rollout(T, N, D, A, H, device)
+    agent, rnd = Agent(args, D, A, device), RND(args.rnd_net, N, D, device)
     groups = [{"params": [*agent.parameters()], "lr": args.learning_rate}]
     groups += [{"params": [*rnd.predictor.parameters()], "lr": args.predictor_learning_rate}]
     optimizer = Adam(groups, eps=1e-5, fused=True)  # eps: CleanRL's, for the predictor too (reference: 1e-8)
-    learner = {"agent": agent, "normaliser": normaliser, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
+    learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         if args.obs_norm == "frozen" and args.int_coef > 0 and not saved:
             warm_up(envs, rnd, args, run)
         rollout.obs[-1] = torch.from_numpy(envs.obs)
-        normaliser.obs_rms.update(rollout.obs[-1], torch.ones(N, device=device))
-        rollout.inputs[-1] = normalise_obs(rollout.obs[-1], normaliser.obs_rms)
+        agent.obs_rms.update(rollout.obs[-1], torch.ones(N, device=device))
+        rollout.inputs[-1] = normalise_obs(rollout.obs[-1], agent.obs_rms)
         run.bar = Progress(args.total_timesteps, step)
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
             if args.anneal_lr:  # the agent's; the predictor's stays
                 optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
-            collect(envs, agent, normaliser, rollout, args)
+            collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
@@ -669,9 +658,9 @@ class EpisodeStats:
         self.forget()
 
     def forget(self) -> None:
-        """Forgets past episodes."""
-        self.episodes: list[tuple[float, int, bool]] = []  # (return, length, paid) since the last log
-        self.means: dict[str, float] = {}  # of what was logged last
+        """Forgets past episodes, and what those under way have been paid."""
+        self.returns[:], self.lengths[:] = 0, 0
+        self.episodes: list[tuple[float, int, bool]] = []  # (return, length, return above 0) since the last log
         self.load_state_dict({"recent": []})
 
     def load_state_dict(self, state: dict) -> None:
@@ -951,7 +940,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
 def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
     """Puts everything where it was when the checkpoint was written."""
     with reading(path):
-        for part in ("normaliser", "rnd"):  # --num-envs may be another
+        for part in ("agent", "rnd"):  # --num-envs may be another
             filtered, N = saved[part]["filtered"], len(learner[part].filtered)
             saved[part]["filtered"] = filtered[torch.arange(N) % len(filtered)]
         learning_rates = [group["lr"] for group in learner["optimizer"].param_groups]
@@ -985,18 +974,22 @@ def evaluation_backend(args: Args) -> str:
     """gymnasium where it, or Gymnasium-Robotics, has the environment and what that needs; else EnvPool."""
     if args.capture_video and sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # draw without a screen
-    with contextlib.suppress(gym.error.Error, ImportError):
+    try:
         if args.env_id not in gym.registry:
             importlib.import_module("gymnasium_robotics")  # registers mazes, arms and hands
         env = gym.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
+    except (gym.error.Error, ImportError):
         if args.capture_video:
-            env.reset()
-            env.render()  # ImportError or the like if there is nothing to draw with
-        env.close()
-        return "gymnasium"
+            raise UserError(f"no film: gymnasium does not have {args.env_id}, or what it needs") from None
+        return "envpool"
     if args.capture_video:
-        raise UserError(f"no film: gymnasium does not have {args.env_id}, or what it needs (pip install mujoco)")
-    return "envpool"
+        try:
+            env.reset()
+            env.render()
+        except Exception as error:  # of drivers, which raise anything
+            raise UserError(f"no film: nothing draws here ({error!r})") from None
+    env.close()
+    return "gymnasium"
 
 
 @torch.no_grad()
@@ -1004,11 +997,9 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     """Plays episodes with the policy of a checkpoint, actions drawn as in training. Prints returns as they are."""
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
     envs = ContinuousEnvs(args, seeds[:1].tolist(), evaluation_backend(args))
-    D, A = sizes(args.env_id)
-    agent = Agent(D, A, 1 if args.single_head else 2).to(device)
     with reading(path):
-        normaliser = Normaliser(len(saved["normaliser"]["filtered"]), D, device)
-        normaliser.load_state_dict(saved["normaliser"])
+        args.num_envs = len(saved["agent"]["filtered"])
+        agent = Agent(args, envs.obs.shape[1], envs.low.size, device)
         agent.load_state_dict(saved["agent"])
         if not all(x.isfinite().all() for x in agent.parameters()):
             raise ValueError("weights that are not finite")
@@ -1021,17 +1012,18 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
             while not envs.done:
                 if writer:
                     writer.append_data(envs.pool.render()[0])  # (H, W, 3)
-                inputs = normalise_obs(torch.from_numpy(envs.obs).to(device), normaliser.obs_rms)
-                envs.step(torch.normal(agent.policy(inputs), agent.log_std.exp()).cpu().numpy())
+                mean = agent.policy(normalise_obs(torch.from_numpy(envs.obs).to(device), agent.obs_rms))
+                actions = mean if args.deterministic else torch.normal(mean, agent.log_std.exp())
+                envs.step(actions.cpu().numpy())
             if writer:
                 writer.append_data(envs.pool.render()[0])
         score, length, _ = envs.stats.episodes[-1]
         if args.capture_video:
             print(f"episode {episode}: return {score:.1f}, {length} steps, {video}")
     envs.pool.close()
-    returns, lengths, paid = map(np.array, zip(*envs.stats.episodes, strict=True))
+    returns, lengths, above_0 = map(np.array, zip(*envs.stats.episodes, strict=True))
     error = f" +- {returns.std(ddof=1) / len(returns) ** 0.5:.1f}" if len(returns) > 1 else ""
-    print(f"return {returns.mean():.1f}{error} (mean, standard error), above 0: {paid.mean():.0%}", end="")
+    print(f"return {returns.mean():.1f}{error} (mean, standard error), above 0: {above_0.mean():.0%}", end="")
     print(f", length {lengths.mean():.1f}")
 
 

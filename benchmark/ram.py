@@ -32,7 +32,7 @@ ROWS = {
     for variant, extra in VARIANTS.items()
 }
 LONGER = "MontezumaRevenge, on to 8M"  # with the bonus, more steps
-ROWS[LONGER] = "--env-id MontezumaRevenge --bf16 --total-timesteps 8e6".split(), 13
+ROWS[LONGER] = ["--env-id", "MontezumaRevenge", "--bf16", "--total-timesteps", "8e6"], 13
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:

@@ -27,8 +27,8 @@ def visited(flags: list[str]) -> np.ndarray:
     """The observations (K, D) of all steps of a training run with these flags, resets left out."""
     seen, collect = [], script.collect
 
-    def watch(envs, agent, normaliser, rollout, args) -> None:
-        collect(envs, agent, normaliser, rollout, args)
+    def watch(envs, agent, rollout, args) -> None:
+        collect(envs, agent, rollout, args)
         seen.append(rollout.obs[1:][rollout.valid].cpu().numpy())
 
     script.collect = watch
