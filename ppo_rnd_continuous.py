@@ -16,29 +16,32 @@ arXiv:1810.12894.
     r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2       f: random target, g: predictor, o whitened
     A         = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
-With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures: 8 x 256
-steps in place of 1 x 2048, a truncated episode is bootstrapped, the values' last layer starts near 0. None of them:
-`--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`. The steps on which EnvPool
-resets are left out; they still count as environment steps. CleanRL's details for continuous control:
+With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures:
+8 x 256 steps in place of 1 x 2048, a truncated episode is bootstrapped, the values' last layer starts near 0.
+None of them: `--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`.
+The steps on which EnvPool resets are left out; they still count as environment steps.
+CleanRL's details for continuous control:
   1. Observations and rewards are normalised as they come, and clipped at 10.
   2. Policy and values are separate tanh networks; the policy's last layer starts near 0.
   3. Advantages are normalised in each minibatch, minibatches are small, the learning rate falls to 0.
   4. An action outside the action space is clipped for the environment only. The policy learns from it as it
      was drawn.
-The predictor learns in the first of the epochs alone, from each sample once, as Burda et al.'s does on average.
+The predictor learns in the first of the epochs alone, from each sample once, as Burda et al.'s does on
+average.
 
-`--preset seed-001` is a simpler bonus that is found in notes and blogs: a network of two outputs, statistics that
-stay as after 1,500 steps, the sum of the squared errors clipped at 1 and added to the reward.
+`--preset seed-001` is a simpler bonus that is found in notes and blogs: a network of two outputs,
+statistics that stay as after 1,500 steps, the sum of the squared errors clipped at 1 and added to the
+reward.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_continuous.py --env-id MountainCarContinuous --total-timesteps 2e5
     python ppo_rnd_continuous.py --resume runs/RUN
     python ppo_rnd_continuous.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect: the first command solves its task (a mean return above 90) within 40,000 steps, half a minute,
-on five of five seeds; the settings were chosen on the first of them. With `--int-coef 0` three of five get there,
-within 60,000. Other tasks have no table yet. On tasks that always pay, such as HalfCheetah, RND is not expected to
-help: take `--int-coef 0`. Published numbers are of the -v4 tasks, which work too.
+What to expect: the first command solves its task (a mean return above 90) within 40,000 steps, half a
+minute, on five of five seeds; the settings were chosen on the first of them. With `--int-coef 0` three of
+five get there, within 60,000. Other tasks have no table yet. On tasks that always pay, such as HalfCheetah,
+RND is not expected to help: take `--int-coef 0`. Published numbers are of the -v4 tasks, which work too.
 """
 
 import collections
