@@ -11,26 +11,32 @@
 Papers: Mnih et al. (2015), DQN; van Hasselt et al. (2016), Double DQN, arXiv:1509.06461; Dabney et al.
 (2018), IQN, arXiv:1806.06923; Song et al. (2019), the softmax operator, arXiv:1812.00456; Haarnoja et al.
 (2017), soft Q-learning, arXiv:1702.08165; Vieillard et al. (2020), Munchausen RL, arXiv:2007.14430; Burda et
-al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018), arXiv:1812.06110.
+al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018), arXiv:1812.06110;
+"reference" is that of Burda et al.
 
-    Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V is the target network's, by --backup
-    V = max Q,  Q(argmax of the other network's),  E_pi[Q],  E_pi[Q] + alpha * H(pi);  pi = softmax(Q / alpha)
-    r_int = |g(o') - f(o')|^2 / 512    RND: f is random, g learns to agree; what is new is where it does not yet
+    Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V is by a target network, a late copy
+      --backup max         V = max Q
+               double      V = Q(argmax of the newest Q)
+               softmax     V = E_pi[Q], pi = softmax(Q / alpha)
+               soft        V = E_pi[Q] + alpha * H(pi)
+               munchausen  as soft, and 0.9 * clip(alpha * log pi(a | s), -1, 0) is added to r
+    r_int = mean (g(o') - f(o'))^2     RND: f is random and fixed, g learns to agree with it on what was seen
 
 What is different from RND with PPO (ppo_rnd_atari.py):
   1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
      frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
   2. At a game over the intrinsic stream looks ahead to the next episode's first frame, which the memory has.
-  3. The random agent's steps stay in the memory. The first half starts the statistics of the frames, the
-     second half those of the bonus. With `collection` they are paid no bonus.
+  3. The random agent's steps stay in the memory and start the statistics: all of them those of the frames,
+     the second half those of the bonus. `--bonus-from collection` pays these steps nothing.
 
 Three commands, to train, to resume and to evaluate:
     python dqn_rnd_atari.py --preset rnd --env-id MontezumaRevenge
     python dqn_rnd_atari.py --resume runs/RUN
     python dqn_rnd_atari.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-`--preset dqn` and `iqn` have Dopamine's settings, for games without the need to explore: `--env-id Boxing`. With
-`--obs ram` they see the console's 128 bytes and learn on one CPU core. IQN with 64 quantiles wants a GPU.
+What to expect: no scores yet. `--preset dqn` and `iqn` have Dopamine's settings, for games without the need
+to explore: `--env-id Boxing`. `--obs ram` reads the console's 128 bytes and runs on one CPU core; IQN's 64
+quantiles want a GPU.
 """
 
 import collections
@@ -90,12 +96,12 @@ class Args:
     compile: bool = False  # torch.compile the networks: a minute's wait, then faster; needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every iteration
-    save_replay: bool = False  # save the memory too; without it a resumed run fills it anew before it learns
+    save_replay: bool = False  # save the memory too (pixels: 7 GB); or a resumed run fills it anew
     log_interval: int = 2000  # environment steps between logs
     resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
     evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
     eval_episodes: int = 20  # episodes to play with --evaluate
-    eval_epsilon: float = 0.001  # share of random actions with --evaluate (Dopamine)
+    eval_epsilon: float = 0.001  # epsilon-greedy: share of random actions with --evaluate (Dopamine)
     capture_video: bool = False  # with --evaluate: an mp4 of every episode, in the run's folder
     track: bool = False  # send the logs to Weights & Biases too; WANDB_PROJECT, WANDB_MODE=offline work
 
@@ -116,7 +122,7 @@ class Args:
     gamma: float = 0.99  # discount of the extrinsic stream
     n_step: int = 3  # steps of reward before V (Dopamine: DQN 1, IQN 3)
     loss: Literal["mse", "huber"] = "mse"  # of DQN; IQN has its own
-    num_quantiles: int = 64  # IQN: quantiles in an update, of either network
+    num_quantiles: int = 64  # IQN: quantiles of the agent, and of the target network, in an update
     num_acting_quantiles: int = 32  # IQN: quantiles whose mean chooses an action
     quantile_mean: bool = False  # IQN: mean over the learned quantiles, not their sum (Dopamine: sum)
     late_embedding: bool = False  # IQN: the quantile enters after the hidden layer (Dopamine: before)
@@ -125,12 +131,12 @@ class Args:
 
     # policy
     policy: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # boltzmann: softmax(Q / temperature)
-    epsilon: float = 1.0  # share of random actions when learning starts; before it all are
+    epsilon: float = 1.0  # share of random actions when learning starts; before it all are (epsilon-greedy)
     epsilon_final: float = 0.01  # and in the end
     epsilon_steps: int = 250_000  # environment steps from one to the other
-    temperature: float = 0.03  # alpha at the start, of policy and backup
+    temperature: float = 0.03  # alpha of softmax(Q / alpha) at the start, of policy and backup
     temperature_final: float | None = None  # and in the end; none: as at the start
-    temperature_steps: int = 0  # environment steps from one to the other
+    temperature_steps: int = 10_000_000  # environment steps from one to the other
 
     # learning
     buffer_size: int = 1_000_000  # steps in the memory
@@ -148,11 +154,11 @@ class Args:
     # RND
     int_coef: float = 1.0  # weight of the intrinsic value; 0: no bonus, not even computed
     ext_coef: float = 1.0  # weight of the extrinsic value; 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream
+    int_gamma: float = 0.99  # discount of the intrinsic stream; --single-head has gamma
     int_episodic: bool = False  # let the intrinsic stream end with the episode
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext
     bonus_from: Literal["collection", "replay"] = "replay"  # when the bonus is computed: once, or when drawn
-    bonus_norm: Literal["return", "released", "none"] = "return"  # released: see `scale_bonus`
+    bonus_norm: Literal["return", "released", "none"] = "return"  # return: by the std of its return
     int_clip: float | None = None  # clip the normalised intrinsic reward at this
     predictor_from: Literal["collection", "replay"] = "collection"  # frames it learns from: newest, or drawn
     predictor_learning_rate: float = 1e-4  # Adam's step size of the predictor
@@ -164,7 +170,9 @@ PRESETS = {  # what each differs in from the defaults
     "rnd": {},
     "dqn": DOPAMINE,  # Dopamine's settings of DQN with Adam and the squared error
     "iqn": DOPAMINE | {"value": "iqn", "n_step": 3, "learning_rate": 5e-5, "adam_eps": 3.125e-4},
-    # a course report: soft Q-learning, one update of 1,024 a step of 16 environments. Mended: the entropy's sign.
+    # A course report: soft Q-learning, an update of 1,024 for each step of 16 environments. Other than there:
+    # the entropy's sign is plus, so that staying alive is worth 14 points; pi is the target network's, not the
+    # online one's; a cut is no end.
     "seed-003": {
         **DOPAMINE,
         **{"env_id": "Boxing", "seed": 42, "num_envs": 16, "num_steps": 1, "clip_rewards": False, "bf16": True},
@@ -185,7 +193,7 @@ PRESETS = {  # what each differs in from the defaults
 
 ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the room's number
 OBS_SHAPE = {"pixels": (84, 84), "ram": (128,)}  # of what the agent sees; S of these
-SCREEN_SHAPE = {"pixels": (84, 84), "ram": (21, 20)}  # of what RND sees: RAM counters always surprise
+SCREEN_SHAPE = {"pixels": (84, 84), "ram": (21, 20)}  # of what RND sees: RAM's counters are always new
 
 
 class AtariEnvs:
@@ -404,14 +412,21 @@ def exploration(step: int, args: Args) -> tuple[float, float]:
 def action_probabilities(q: Tensor, epsilon: float, temperature: float | None) -> Tensor:
     """Values (B, A) -> (B, A): softmax(q / temperature), None: greedy; a share epsilon is random."""
     A = q.shape[1]
-    chosen = F.one_hot(q.argmax(1), A).float() if temperature is None else (q / temperature).softmax(1)
+    if temperature is None:
+        chosen = F.one_hot(q.argmax(1), A).float()
+    else:
+        chosen = ((q - q.max(1, keepdim=True).values) / temperature).softmax(1)  # finite if q is
     return (1 - epsilon) * chosen + epsilon / A
+
+
+def heads(args: Args) -> dict[str, float]:
+    """The heads of the value in their order, by their suffix in the logs: what each weighs in the total."""
+    return {"": 1.0} if args.single_head else {"_int": args.int_coef, "_ext": args.ext_coef}
 
 
 def total_value(z: Tensor, args: Args) -> Tensor:
     """What the agent acts upon (B, A): the weighted sum of the heads of z (B, K, H, A), mean over its quantiles."""
-    q = z.mean(1)  # (B, H, A)
-    return q[:, 0] if args.single_head else args.int_coef * q[:, 0] + args.ext_coef * q[:, 1]
+    return sum(weight * q for weight, q in zip(heads(args).values(), z.mean(1).unbind(1), strict=True))
 
 
 SOFT = ("soft", "munchausen")  # backups with the entropy in the value
@@ -426,8 +441,10 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
     softmax           sum of pi(a) Z(a), pi = softmax(q / alpha) (Song et al. 2019, eq. 2)
     soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 3): in the mean alpha * logsumexp(q / alpha)
 
-    Entropy is a reward: its sign is plus. The last head gets it, in its own units. Over n steps only the entropy
-    after the last is counted.
+    Entropy is a reward: its sign is plus. It is divided by the weight of the last head, which gets it, so that
+    the total value gains alpha * H(pi). Over n steps only the entropy after the last step is counted. Entropy
+    alone makes staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions at the defaults: "soft"
+    wants a smaller alpha; Munchausen's is (1 - munchausen_coef) * alpha in effect.
     """
     pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
     values = (z * pi[:, None, None]).sum(3)
@@ -438,7 +455,7 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
 
 def last_weight(args: Args) -> float:
     """What the last head weighs in the total value."""
-    return 1.0 if args.single_head else args.ext_coef
+    return [*heads(args).values()][-1]
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -492,7 +509,7 @@ class Batch(NamedTuple):
     rewards: Tensor  # (n, B) extrinsic
     bonus: Tensor  # (n, B) intrinsic, as it was at collection
     alive: Tensor  # (n, B) bool, the step belongs to the episode of the first one
-    over: Tensor  # (B,) bool, an alive one ended the game; a cut by the time limit does not
+    over: Tensor  # (B,) bool, one of the alive steps ended the game; a cut by the time limit does not count
     next_obs: Tensor  # (B, S, ...) uint8, after the last alive one; after a game over the next episode's first
 
 
@@ -509,7 +526,7 @@ class Replay:
         self.L, self.N, self.S, self.count = L, N, args.frame_stack, 0
         fields = {"obs": (torch.uint8, OBS_SHAPE[args.obs]), "actions": (torch.int64, ())}
         fields |= dict.fromkeys(("rewards", "bonus"), (torch.float32, ()))
-        fields |= dict.fromkeys(("terminated", "done", "valid", "first"), (torch.bool, ()))  # first: of an episode
+        fields |= dict.fromkeys(("terminated", "done", "valid", "first"), (torch.bool, ()))  # first: the frame is
         if args.obs == "ram" and args.int_coef > 0:  # from pixels RND sees what the agent sees
             fields["screens"] = torch.uint8, SCREEN_SHAPE["ram"]
         self.nbytes = L * N * sum(dtype.itemsize * math.prod(shape) for dtype, shape in fields.values())
@@ -534,8 +551,10 @@ class Replay:
         self.write(obs=obs, screens=screens, first=~no)
 
     def at(self, name: str, t: Tensor, env: Tensor) -> Tensor:
-        """Rows t of environments env, of equal shape."""
-        return self.data[name][t % self.L, env]
+        """Rows t of environments env, whose shapes broadcast."""
+        places = t % self.L * self.N + env
+        found = self.data[name].flatten(0, 1).index_select(0, places.flatten())  # [places] is slower
+        return found.unflatten(0, places.shape)
 
     def screens_after(self, t: Tensor, env: Tensor) -> Tensor:
         """What RND sees of steps t."""
@@ -561,24 +580,30 @@ class Replay:
     def batch(self, t: Tensor, env: Tensor, n: int) -> Batch:
         """The steps there, with n steps of reward."""
         steps = t + torch.arange(n, device=self.device)[:, None]  # (n, B)
-        alive = torch.ones(steps.shape, dtype=torch.bool, device=self.device)
-        for k in range(1, n):
-            alive[k] = alive[k - 1] & ~self.at("done", steps[k - 1], env)
+        done = self.at("done", steps, env)
+        alive = done.cumsum(0) == done  # (n, B): no step before it was the episode's last
         over = (self.at("terminated", steps, env) & alive).any(0)
         after = t + alive.sum(0) + over  # the row after a game over has its last frame
-        own = (self.at(name, t, env) for name in ("actions", "valid"))
-        later = (self.at(name, steps, env) for name in ("rewards", "bonus"))
         obs, next_obs = self.stack(torch.cat([t, after]), env.repeat(2)).chunk(2)
-        return Batch(obs, *own, *later, alive, over, next_obs)
+        return Batch(
+            obs=obs,
+            actions=self.at("actions", t, env),
+            valid=self.at("valid", t, env),
+            rewards=self.at("rewards", steps, env),
+            bonus=self.at("bonus", steps, env),
+            alive=alive,
+            over=over,
+            next_obs=next_obs,
+        )
 
     def state_dict(self) -> dict:
-        return {"count": self.count} | {name: x[: self.count + 1] for name, x in self.data.items()}
+        return {"count": self.count} | self.data
 
     def load_state_dict(self, state: dict) -> None:
         for name, x in self.data.items():
-            if state[name].shape != (min(state["count"] + 1, self.L), *x.shape[1:]):
+            if state[name].shape != x.shape:
                 raise ValueError(f"the memory's {name} does not fit --buffer-size, --num-envs or --obs")
-            x[: len(state[name])] = state[name]
+            x.copy_(state[name])
         self.count = state["count"]
 
 
@@ -591,7 +616,7 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
         epsilon, temperature = exploration(now, args)
         obs = replay.stack(*replay.rows(replay.count, replay.count + 1)).to(device)
         q = total_value(agent(obs, args.num_acting_quantiles)[0], args)  # (N, A)
-        q = q.nan_to_num()  # `Run.log` says so in the next update
+        q = q.nan_to_num()  # so that an action is drawn; the next update's loss stops the run
         policy = action_probabilities(q, epsilon, temperature if args.policy == "boltzmann" else None)
         actions = torch.multinomial(policy, 1).squeeze(1)
         (obs, screens), results = envs.step(actions.cpu().numpy())
@@ -635,14 +660,14 @@ def td_targets(
     """
     K, acting = args.num_quantiles, args.num_acting_quantiles
     z, _ = target_agent(batch.next_obs, K + acting)  # (B, K + acting, H, A); DQN: (B, 1, H, A)
-    q = total_value(z[:, -acting:], args)  # other quantiles choose than are learned from
+    q = total_value(z[:, -acting:], args)  # not those that are learned from; DQN has one for both
     if args.backup == "double":
         q = total_value(agent(batch.next_obs, acting)[0], args)
     values = next_value(z[:, :K], q, temperature, args)  # (B, K', H)
     rewards = args.int_coef * bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
     if args.backup == "munchausen":
-        here = total_value(target_agent(batch.obs, acting)[0], args)
-        rewards = rewards + munchausen_bonus(here, batch.actions, temperature, args) / last_weight(args)  # (1, B)
+        q_now = total_value(target_agent(batch.obs, acting)[0], args)
+        rewards = rewards + munchausen_bonus(q_now, batch.actions, temperature, args) / last_weight(args)  # (1, B)
     if args.single_head:
         streams = [(rewards, batch.over, args.gamma)]
     else:
@@ -668,51 +693,57 @@ def update(
     agent: Agent, target_agent: Agent, rnd: RND, optimizer: Adam, replay: Replay, step: int, args: Args
 ) -> dict[str, Tensor]:
     """One update for each --update-every steps of those just collected. Returns means to log."""
-    if replay.count * args.num_envs < args.learning_starts or replay.count <= args.n_step:
-        return {}  # the memory is being filled
-    device, new = rnd.filtered.device, args.num_envs * args.num_steps
+    device, num_new = rnd.filtered.device, args.num_envs * args.num_steps
     totals: dict[str, Tensor] = collections.defaultdict(float)
-    if args.int_coef > 0 and args.predictor_from == "collection":
+    # from the second half of the random agent's steps on: then the frames' statistics have been started
+    if args.int_coef > 0 and args.predictor_from == "collection" and step >= args.learning_starts / 2:
         where = replay.rows(replay.count - args.num_steps, replay.count)
         screens, valid = replay.screens_after(*where).to(device), replay.at("valid", *where).to(device)
         totals["losses/predictor_loss"] = learn_predictor(rnd, optimizer, screens, valid, args)
-    for now in range(step + args.update_every, step + new + 1, args.update_every):
-        share = args.update_every / new  # of this update in the means
+    if replay.count * args.num_envs < args.learning_starts or replay.count <= args.n_step:
+        return totals  # the memory is being filled
+    for now in range(step + args.update_every, step + num_new + 1, args.update_every):
+        share = args.update_every / num_new  # of this update in the means
         rate = linear(now, args.learning_rate, args.learning_rate_final, args.learning_rate_steps)
         optimizer.param_groups[0]["lr"] = rate
         t, env = replay.draw(args.batch_size, args.n_step)
         batch = Batch(*(x.to(device) for x in replay.batch(t, env, args.n_step)))
         bonus = batch.bonus
         if args.int_coef > 0 and args.bonus_from == "replay":
-            screens = torch.cat([replay.screens_after(t + k, env) for k in range(args.n_step)]).to(device)
+            steps = t + torch.arange(args.n_step, device=t.device)[:, None]  # (n, B)
+            screens = replay.screens_after(steps, env).flatten(0, 1).to(device)  # (n * B, h, w)
             with torch.no_grad():
                 raw = novelty(rnd, screens, args.bonus_norm).view_as(bonus)  # (n, B)
             bonus = scale_bonus(raw, rnd.return_rms, args)
+        totals["rnd/intrinsic_reward_learned"] += share * masked_mean(bonus[0], batch.valid)
 
-        targets = td_targets(agent, target_agent, batch, bonus, exploration(now, args)[1], args)  # (B, K', H)
+        _, temperature = exploration(now, args)
+        targets = td_targets(agent, target_agent, batch, bonus, temperature, args)  # (B, K', H)
         z, taus = agent(batch.obs, args.num_quantiles)  # (B, K, H, A)
-        z = z[torch.arange(len(z), device=device), :, :, batch.actions]  # (B, K, H)
-        loss, suffixes = 0.0, [""] if args.single_head else ["_int", "_ext"]
-        for head, (suffix, coef) in enumerate(zip(suffixes, [args.int_coef, args.ext_coef], strict=False)):
+        z = z.take_along_dim(batch.actions[:, None, None, None], 3).squeeze(3)  # (B, K, H)
+        loss = 0.0
+        for head, (suffix, weight) in enumerate(heads(args).items()):
             head_loss = masked_mean(value_loss(z[..., head], targets[..., head], taus, args), batch.valid)
-            if coef > 0 or args.single_head:  # a stream that is turned off does not shape the features either
+            if weight > 0:  # a stream that is turned off does not shape the features either
                 loss = loss + head_loss
             totals[f"losses/value_loss{suffix}"] += share * head_loss.detach()
             totals[f"losses/q{suffix}"] += share * z[..., head].detach().mean()
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in agent.parameters()])
+        if args.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(agent.parameters(), args.max_grad_norm, norm)
         totals["losses/grad_norm"] += share * norm
         optimizer.step()
         if args.int_coef > 0 and args.predictor_from == "replay":
             screens = replay.screens_after(t, env).to(device)
             totals["losses/predictor_loss"] += share * learn_predictor(rnd, optimizer, screens, batch.valid, args)
-        follow(target_agent, agent, now, args)
+        update_target(target_agent, agent, now, args)
     return totals
 
 
 @torch.no_grad()
-def follow(target_agent: Agent, agent: Agent, step: int, args: Args) -> None:
+def update_target(target_agent: Agent, agent: Agent, step: int, args: Args) -> None:
     """Moves the target network a little, or copies the agent into it when it is time."""
     if args.tau is not None:
         torch._foreach_lerp_([*target_agent.parameters()], [*agent.parameters()], args.tau)
@@ -723,7 +754,7 @@ def follow(target_agent: Agent, agent: Agent, step: int, args: Args) -> None:
 # --------------------------------------------------------------------------------------------------- Training
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
-    T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
+    T, N, H = args.num_steps, args.num_envs, len(heads(args))
     step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
@@ -1164,7 +1195,7 @@ def film(path: pathlib.Path) -> Iterator[object]:
 def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) -> None:
     """Plays whole games with a checkpoint's policy, epsilon aside as in training. Prints unclipped returns."""
     env = make_evaluation_env(args)
-    agent = Agent(env.action_space.n, 1 if args.single_head else 2, args).to(device)
+    agent = Agent(env.action_space.n, len(heads(args)), args).to(device)
     _, temperature = exploration(saved["step"], args)
     epsilon, temperature = (0.0, temperature) if args.policy == "boltzmann" else (args.eval_epsilon, None)
     with reading(path):

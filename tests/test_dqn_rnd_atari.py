@@ -632,6 +632,18 @@ def test_presets_make_sense(preset):
     script.check_args(script.Args(preset=preset, **script.PRESETS[preset]))
 
 
+def test_presets_have_dopamine_s_numbers():
+    """Of its JAX agents' configurations dqn.gin and implicit_quantile.gin."""
+    both = {"gamma": 0.99, "learning_starts": 20_000, "update_every": 4, "target_every": 8000, "batch_size": 32}
+    both |= {"buffer_size": 1_000_000, "epsilon_final": 0.01, "epsilon_steps": 250_000, "eval_epsilon": 0.001}
+    both |= {"sticky_actions": 0.25, "max_episode_steps": 27_000, "frame_stack": 4, "backup": "max", "int_coef": 0}
+    dqn = {"n_step": 1, "learning_rate": 6.25e-5, "adam_eps": 1.5e-4, "loss": "mse", "value": "dqn"}
+    iqn = {"n_step": 3, "learning_rate": 5e-5, "adam_eps": 3.125e-4, "num_quantiles": 64, "num_acting_quantiles": 32}
+    for preset, own in ("dqn", dqn), ("iqn", iqn | {"value": "iqn"}):
+        found = vars(script.Args(**script.PRESETS[preset]))
+        assert {name: found[name] for name in both | own} == both | own
+
+
 @pytest.mark.parametrize("changes", [{}, {"value": "iqn", "policy": "boltzmann", "learning_rate_final": 1e-6}])
 def test_same_seed_same_run_and_another_seed_another(changes, tmp_path):
     """With EnvPool's own game."""
