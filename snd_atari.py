@@ -10,13 +10,14 @@
 
 Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation, arXiv:2302.11563. Its scores of
 SND-V on Montezuma's Revenge are those of runs of its second author ("author" below:
-github.com/michalnand/reinforcement_learning), and `--preset snd-v` has the constants of that run.
-docs/implementation_details.md has the departures.
+github.com/michalnand/reinforcement_learning), and `--preset snd-v` has the constants of those runs. "The paper's
+code" is its first author's, Iskandor/SND; "reference" is the code of RND's authors. docs/implementation_details.md
+has the departures.
 What is the same in ppo_rnd_atari.py is the same text here.
 
-RND's target is random. It hardly tells two places in one room apart; its predictor soon agrees with it, and
-the bonus is gone. SND's target learns, without any reward or label, to tell frames apart. As it goes on
-learning, the predictor goes on being wrong where there is something to be told:
+RND's target is random: its features hardly tell two places in one room apart, and the bonus shrinks as the
+predictor learns them. SND's target learns, without any reward or label, to tell frames apart, which is to keep
+the predictor wrong where there is something to be told:
 
     L_target = mean (l - |f(a) - f(b)|^2 / 512)^2   l = 0: a, b are one frame, each augmented; 1: two frames
     r_int(t) = clip(int_scale * |g(o(t)) - f(o(t))|^2 / 512, 0, 1)
@@ -24,22 +25,23 @@ learning, the predictor goes on being wrong where there is something to be told:
 
 What is different from RND, and why:
   1. The target's loss, `--target-loss`: contrastive (above), vicreg (variance, invariance, covariance), stdim
-     (which next frame belongs to this one, from global and local features), or none: the target stays random
+     (which frame came before this one, from global and local features), or none: the target stays random
      and everything else as it is, which is the control.
   2. The bonus is scaled by hand and clipped at 1, not divided by its std. Both streams end with the episode.
   3. The predictor learns from a quarter of the elements of a batch's features, not from a quarter of frames.
-  4. Three optimisers, because target, predictor and policy have gradients of quite different sizes.
+  4. Three optimisers that step in turn. Only the policy's gradient is clipped, by its own norm.
 
 Three commands, to train, to resume and to evaluate (benchmark/embed.py shows what a target has learned):
     python snd_atari.py --env-id MontezumaRevenge
     python snd_atari.py --resume runs/RUN
     python snd_atari.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect: the author's four finished runs, 128 million steps (512 million frames) each, reached 33,172,
-22,310, 9,212 and 5,998 at their best (a running mean of one environment's scores). r_int falls to some 0.002
-in the first million steps and comes back, 0.05 at 5 million: a run that looks dead at 1 million is normal.
-Before 15 million steps scores do not tell SND from RND; rooms and features have to. A step costs 5.6 times one
-of ppo_rnd_atari.py and takes 3 GB: this is for a GPU. docs/results/README.md has what it has reached.
+What to expect: the author's four finished runs, 128 million steps (512 million frames) each, reached
+33,172, 22,310, 9,212 and 5,998 at their best (a running mean of one environment's scores). In one of them
+r_int falls to some 0.002 in the first million steps and comes back, 0.05 at 5 million: a run that looks
+dead at 1 million is normal. Before 15 million steps scores do not tell SND from RND; rooms and features
+have to. On a CPU a step costs 5.6 times one of ppo_rnd_atari.py, and a run takes 3 GB: this is for a GPU.
+Nothing has been trained to a score with it yet; docs/results/README.md has what was measured.
 """
 
 import collections
@@ -98,7 +100,7 @@ class Args:
     # the help of `--help`.
 
     # experiment
-    preset: Preset = "snd-v"  # snd-v: the paper's Montezuma, -plain: other games; seed-*: the author's notes
+    preset: Preset = "snd-v"  # snd-v: the paper's Montezuma, -plain: other games; seed-*: author's notes
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and in the training of predictor and target
@@ -121,8 +123,8 @@ class Args:
     # PPO
     total_timesteps: float = 128_000_000  # environment steps, 4 frames each
     num_steps: int = 128  # steps of each environment in a rollout, T
-    num_minibatches: int = 32  # minibatches in an epoch
-    update_epochs: int = 4  # passes over a rollout
+    num_minibatches: int = 32  # minibatches in an epoch, each drawn with replacement
+    update_epochs: int = 4  # epochs: num_minibatches * this updates a rollout
     learning_rate: float = 1e-4  # Adam's step size, policy, predictor and target
     gamma: float = 0.998  # discount of the extrinsic stream
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation, all streams
@@ -141,26 +143,26 @@ class Args:
     int_episodic: bool = True  # let the intrinsic stream end with the episode (RND: no)
     int_scale: float = 0.5  # r_int = this * mean squared error of the 512 features
     int_clip: float | None = 1.0  # clip the intrinsic reward at this
-    int_norm: bool = False  # divide the intrinsic reward by the running std of its return (RND: yes)
+    int_norm: bool = False  # divide it by the running std of its return (RND: yes); --int-scale then cancels
     reward_on: Literal["obs", "next_obs"] = "obs"  # the frame rewarded: before or after the step (RND)
     entropy_coef_episodic: float = 0.0  # weight of a third stream: how far an episode's features spread
     entropy_memory: int = 64  # over how many frames of the episode; the author's number is lost
 
     # target and predictor
     target_loss: Literal["contrastive", "vicreg", "stdim", "none"] = "contrastive"  # none: it stays random
-    pair: Literal["same", "next"] = "same"  # what belongs together: a frame and itself, or the next
-    aug: Literal["none", "tile", "multi"] = "tile"  # tiles left out; or coarse pixels, pixels left out
+    pair: Literal["same", "next"] = "same"  # label 0 is: a frame and itself, or a frame and the next
+    aug: Literal["none", "tile", "multi"] = "tile"  # tile: tiles left out; multi: coarse pixels, or pixels left out
     noise_prob: float = 1.0  # share of the frames that get noise, with --aug tile and multi
-    target_batch: int = 64  # pairs in an update of the target
-    mag_limit: float | None = None  # what is above this in the mean squares of a pair's features is a loss
+    target_batch: int = 64  # pairs in an update of the target; under torchrun, of each rank
+    mag_limit: float | None = None  # add to the target's loss what the features' magnitude has above this
     rnd_net: Literal["A", "B", "ST"] = "B"  # layers of target and predictor
     target_gain: float = 2**0.5  # gain of the target's first weights
     predictor_gain: float = 2**0.5  # gain of the predictor's first weights
     rnd_epochs: int = 4  # in how many of the --update-epochs target and predictor learn (paper: 1)
-    update_proportion: float | None = None  # share the predictor learns from (32 / num_envs, max 1)
+    update_proportion: float | None = None  # share the predictor learns from; None: 32 / num_envs, at most 1
     predictor_mask: Literal["element", "sample"] = "element"  # of the features, or of the frames (RND)
-    obs_norm: Literal["none", "mean", "meanstd"] = "meanstd"  # less the mean; over the std, clipped at 1
-    warmup_rollouts: int = 2  # rollouts of a random agent that start the statistics of the frames
+    obs_norm: Literal["none", "mean", "meanstd"] = "meanstd"  # mean: x - mean; meanstd: (x - mean) / std, clip 1
+    warmup_rollouts: int = 2  # rollouts of a random agent, which start the statistics of the frames if there are any
 
 
 PAPER = {  # what SND-VIC and SND-STD share: the paper's own code
@@ -174,9 +176,9 @@ PRESETS = {  # what each differs in from the defaults
     # the paper's int_scale for PrivateEye and Solaris is 0.5, for Venture 0.25
     "snd-std": PAPER | {"target_loss": "stdim", "predictor_gain": 0.5, "int_scale": 1.0},
     "vicreg-aug": {"target_loss": "vicreg", "noise_prob": 0.5, "obs_norm": "none", "update_proportion": 1.0},
-    # inferred: the author's one surviving setting of that name has 0.256 and meanstd, his notes the mean
+    # inferred: the author's one surviving SND setting has 0.256 and meanstd; his notes say the mean alone
     "seed-snd": {"aug": "multi", "rnd_net": "A", "int_scale": 0.256},
-    # 256: half the sum of 512
+    # 256 * the mean of 512 squares is half their sum, the author's formula
     "seed-rnd": {"target_loss": "none", "rnd_net": "A", "obs_norm": "mean", "int_scale": 256.0},
 }
 
@@ -206,8 +208,8 @@ class AtariEnvs:
             episodic_life=False,
             img_height=96,
             img_width=96,
-            # author: the frame stack is kept over resets, here: 4 copies of the first frame, because that is
-            # a mistake; author: maximum of two frames in colour, here: in grey, because EnvPool does so.
+            # author: the frame stack is kept over resets, which is a mistake, here: 4 copies of the first frame;
+            # author: maximum of two frames in colour, here: in grey, because EnvPool does so.
             noop_max=30,
             use_fire_reset=False,
         )
@@ -229,7 +231,7 @@ class AtariEnvs:
         """
         obs, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        self.done = terminated | truncated  # the time limit counts as an end, as in both codes
+        self.done = terminated | truncated  # the time limit counts as an end, as in the author's and the paper's code
         rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
         self.stats.add(rewards, self.done, valid, rooms)
         self.pictures.add(obs[0, 3])
@@ -287,7 +289,7 @@ class Attention(nn.Module):
 
 
 class Agent(nn.Module):
-    """Policy and values, each with a hidden layer of its own. The value heads: see `stream_coefs`."""
+    """Policy and values, each with a hidden layer of its own. One value head a stream: `stream_coefs`."""
 
     def __init__(self, num_actions: int, args: Args):
         super().__init__()
@@ -512,7 +514,7 @@ def draw_pairs(experience: Tensor, args: Args) -> tuple[Tensor, Tensor, Tensor]:
     A pair belongs together (label 0): a frame and itself, or a frame and the next of the same episode. For
     the contrastive loss half of the pairs are any two frames (label 1).
 
-    Args: experience (E,), the steps that are no resets, which lead from one episode to another.
+    Args: experience (E,), indices of the steps that are no resets (a reset leads from one episode to the next).
     Returns: the first frames, the second frames, labels, each (target_batch,).
     """
     size, with_others = (args.target_batch,), args.target_loss == "contrastive"
@@ -532,7 +534,7 @@ def contrastive_loss(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
 
 
 def vicreg_terms(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """Features (B, D) of what belongs together are to be the same, each is to vary, no two are to be alike.
+    """The features (B, D) of a pair are to agree; each is to vary over the batch, no two are to be correlated.
 
     Bardes et al. 2022 with the paper's weights, 1, 1 and 1/25. Returns: what adds up to the loss.
     """
@@ -549,15 +551,16 @@ def vicreg_terms(first: Tensor, second: Tensor) -> dict[str, Tensor]:
 def stdim_terms(
     first: Tensor, second: Tensor, local_first: Tensor, local_second: Tensor, snd: SND
 ) -> dict[str, Tensor]:
-    """Which frame comes next? To be told from the next frame's features, and from those of each place.
+    """Which frame came before? To be told from this frame's features, and from its features of each place.
 
-    Anand et al. 2019 with the paper's two terms that keep the logits small and the features apart. At each of
-    the P places the right one of B frames is to be found, from a score for each pair of frames, (P, B, B).
+    Anand et al. 2019 with the paper's two terms that keep the logits small and the 512 features of a frame spread
+    out. At each of the P places, for each of B next frames, the right one of the B frames before is to be found:
+    scores (P, B, B), next frame and frame before.
 
     Args: features (B, D) of a frame and the next; local_first, local_second (B, C, H, W), of places in them.
     Returns: what adds up to the loss.
     """
-    places = local_first.flatten(2).permute(2, 0, 1)  # (P, B, C), as the next
+    places = local_first.flatten(2).permute(2, 0, 1)  # (P, B, C) of the frames before
     next_places = local_second.flatten(2).permute(2, 0, 1)
     right = torch.arange(len(first), device=first.device).expand(len(places), -1)  # (P, B)
     terms = {"spread": -1e-4 * first.std(1).mean(), "logits": 0}
@@ -703,7 +706,7 @@ def collect(envs: AtariEnvs, agent: Agent, rollout: Rollout, args: Args) -> None
 
 
 def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tensor]:
-    """The predictor's error, r_int and, with a third stream, its spread, each (T, N).
+    """The predictor's error, r_int and, if there is one, the third stream's spread, each (T, N).
 
     All with the statistics of the frames as they were. Then these take in the new frames.
     """
@@ -722,8 +725,8 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
         snd.starts = ~rollout.valid[-1]
         bonus["spread"] = episodic_spread(seen, starts, snd.memory, snd.position).clamp(max=1)
     if args.obs_norm != "none":
-        for newest, valid in zip(frames, rollout.valid, strict=True):
-            snd.obs_rms.update(newest, valid)
+        for frame, valid in zip(frames, rollout.valid, strict=True):
+            snd.obs_rms.update(frame, valid)
     return bonus
 
 
@@ -757,7 +760,7 @@ def descend(loss: Tensor, optimizer: Adam, max_grad_norm: float | None = None) -
 def update_target(snd: SND, optimizer: Adam, newest: Tensor, experience: Tensor, args: Args) -> dict:
     """One step of the target on pairs of the rollout's frames (B + N, 96, 96). Returns what to log."""
     *pairs, labels = draw_pairs(experience, args)
-    first, second = (whiten(newest[x], snd.obs_rms, args.obs_norm) for x in pairs)
+    first, second = (whiten(newest.index_select(0, x), snd.obs_rms, args.obs_norm) for x in pairs)
     terms, magnitude = target_terms(snd, first, second, labels, args)
     loss = sum(terms.values())
     descend(loss, optimizer)
@@ -768,7 +771,7 @@ def update_target(snd: SND, optimizer: Adam, newest: Tensor, experience: Tensor,
 def update(
     agent: Agent, snd: SND, optimizers: dict, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """Several passes over the rollout: target, predictor and policy learn in turn. Returns means."""
+    """Draws minibatches from the rollout. On each, target, predictor and policy learn in turn. Returns means."""
     N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("obs", "actions", "logprobs", "valid")}
     data |= {"advantages": advantages, "returns": returns}
@@ -778,16 +781,16 @@ def update(
     experience = data["valid"].nonzero().squeeze(1)  # (E,) steps that were no resets
     share = args.update_proportion or min(1.0, 32 / (N * RANKS))
     logged: dict[str, list[Tensor]] = collections.defaultdict(list)
-    for update in range(args.update_epochs * M):
+    for k in range(args.update_epochs * M):
         # drawn with replacement, as in the author's code
         drawn = experience[torch.randint(len(experience), (B // M,), device=newest.device)]
         batch = {key: x.index_select(0, drawn) for key, x in data.items()}  # (B/M, ...); x[drawn] is slower
         metrics: dict[str, Tensor] = {}
 
-        if update < args.rnd_epochs * M:
+        if k < args.rnd_epochs * M:
             if args.target_loss != "none":
                 metrics |= update_target(snd, optimizers["target"], newest, experience, args)
-            inputs = whiten(newest[drawn + shift], snd.obs_rms, args.obs_norm)
+            inputs = whiten(newest.index_select(0, drawn + shift), snd.obs_rms, args.obs_norm)
             with torch.no_grad():
                 targets = forward(snd.target, inputs, args).float()  # (B/M, 512)
             predicted = forward(snd.predictor, inputs, args).float()
@@ -798,7 +801,7 @@ def update(
             batch["advantages"] = normalise(batch["advantages"], batch["valid"])
         loss, policy_metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
         metrics |= policy_metrics
-        metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm or math.inf)
+        metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm or math.inf)  # inf: for the log
         for key, value in metrics.items():
             logged[f"losses/{key}"].append(value.detach())
     return {key: sum(values) / len(values) for key, values in logged.items()}
@@ -810,13 +813,13 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     T, N, H = args.num_steps, args.num_envs, len(stream_coefs(args))
     step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
     torch.manual_seed(args.seed)  # the same first weights on all ranks
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     rollout = empty_rollout(T, N, H, device)
     seeds = np.random.SeedSequence((args.seed, step)).generate_state(N * RANKS) >> 1  # others after a resume
     envs = AtariEnvs(args, seeds[N * RANK : N * (RANK + 1)].tolist())
     agent = Agent(envs.num_actions, args).to(device, memory_format=torch.channels_last)
     snd = SND(args, device).to(memory_format=torch.channels_last)
-    # three, because the target's gradients, those of features of magnitude 100, would drown the policy's
+    # three: in one norm the target's gradients, of features of magnitude 100, would use up the policy's clip
     parameters = {"agent": agent.parameters(), "predictor": snd.predictor.parameters()}
     parameters |= {"target": snd.target_parameters()} if args.target_loss != "none" else {}
     optimizers = {key: Adam(x, lr=args.learning_rate, eps=1e-8, fused=True) for key, x in parameters.items()}
@@ -898,7 +901,8 @@ def resolve_env_id(name: str) -> str:
 
 # Under torchrun each rank runs this whole script, with environments of its own. The ranks share the first
 # weights, the gradients, all statistics and the decision to stop, so that N environments on each of R ranks
-# learn as R * N on one. (But --norm-adv sees its own rank only, and the ranks share out the warm-up.)
+# learn as R * N on one. (But --norm-adv and the target's losses vicreg and stdim see their own rank only, each
+# rank draws --target-batch pairs, and the ranks share out the warm-up.)
 
 
 def join_ranks(device: torch.device) -> torch.device:
