@@ -81,7 +81,8 @@ from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# torchrun starts several of these processes, the ranks. Without it there is one, rank 0.
+# torchrun starts several of these processes, the ranks. They are one learner: each has environments of its own;
+# weights, gradients and statistics are common (docs/scaling.md). Without it there is one, rank 0.
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
@@ -580,41 +581,31 @@ class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
 
-class RunError(Exception):
-    """Something that went wrong during a run, such as a NaN: printed as one line, exit status 1."""
-
-
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout = args.num_envs * args.num_steps * RANKS
     whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what is divided into minibatches
     divided = "a rollout's steps," if args.shuffle else "--num-envs"
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
-        ("seed warmup_rollouts", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
-        (
-            "checkpoint_interval ent_coef vf_coef int_coef ext_coef",
-            lambda x: 0 <= x < math.inf,
-            "at least 0 and finite",
-        ),
+        ("seed warmup_rollouts checkpoint_interval", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
+        ("ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda sticky_actions", lambda x: 0 <= x <= 1, "in [0, 1]"),
-        ("learning_rate clip_coef", lambda x: 0 < x < math.inf, "a positive number"),
-        ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
-        ("update_proportion", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
+        ("learning_rate clip_coef max_grad_norm int_clip", lambda x: 0 < x < math.inf, "a positive number"),
+        ("update_proportion", lambda x: 0 < x <= 1, "in (0, 1]"),
         ("num_minibatches", lambda x: whole % x == 0, f"a divisor of {divided} {whole}"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
-        ("evaluate", lambda x: x is None or (args.resume is None and RANKS == 1), "without --resume and torchrun"),
-        ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
+        ("evaluate", lambda _: args.resume is None and RANKS == 1, "without --resume and torchrun"),
+        ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
         ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
     ):
         for flag in flags.split():
-            if not holds(value := getattr(args, flag)):
+            if (value := getattr(args, flag)) is not None and not holds(value):
                 raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
 
 
@@ -628,11 +619,6 @@ def resolve_env_id(name: str) -> str:
     hints = [games[match] for match in difflib.get_close_matches(stem, games, n=1 if stem in games else 3)]
     hint = f"did you mean {' or '.join(hints)}?" if hints else "this script plays Atari games"
     raise UserError(f"--env-id {name}: no such game; {hint}")
-
-
-# Under torchrun each rank runs this whole script, with environments of its own. The ranks share the first
-# weights, the gradients, all statistics and the decision to stop, so that N environments on each of R ranks
-# learn as R * N on one. (But --norm-adv sees its own rank only, and the ranks share out the warm-up.)
 
 
 def join_ranks(device: torch.device) -> torch.device:
@@ -719,10 +705,7 @@ class EpisodeStats:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant.
-
-    Not below -1, as in the reference: with hardly any return it could be any number.
-    """
+    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
     values, returns = values[valid], returns[valid]
     return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
@@ -767,8 +750,6 @@ class Console:
 class Progress(tqdm):
     """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
-    monitor_interval = 0  # no thread that prints the same line again
-
     def __init__(self, total: int, initial: int = 0, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
         style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
@@ -803,7 +784,7 @@ class Run:
         threading.excepthook = lambda _: None
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
         self.bar = tqdm(disable=True)
@@ -815,14 +796,11 @@ class Run:
         """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         script = pathlib.Path(globals().get("__file__", "notebook")).stem
-        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
+        new = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
+        self.folder = path.parent if path else new
         try:
-            if path:
-                self.folder = path.parent
-            else:
-                self.folder.mkdir(parents=True)
-            lock = filelock.FileLock(self.folder / "lock", timeout=0)
-            self.stack.enter_context(lock)
+            self.folder.mkdir(parents=True, exist_ok=path is not None)
+            self.stack.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
@@ -875,18 +853,17 @@ class Run:
         return agreed > 0
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Logs means over the ranks, in one transfer from the device. Moves the bar. RunError at a NaN."""
+        """Logs means over the ranks, in one transfer from the device, and moves the bar. Raises at a NaN."""
         means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
         scalars = dict(zip(scalars, means.tolist(), strict=True))
-        for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
-                last = self.folder / "latest.pt"
-                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
         now = time.monotonic()
         scalars |= self.stats.scalars(step) | {"charts/SPS": (step - self.step) / (now - self.logged)}
         scalars["charts/learning_rate"] = self.learner["optimizer"].param_groups[0]["lr"]
         for key, value in scalars.items():
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
+                last = self.folder / "latest.pt"
+                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+                raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
             if RANK == 0:
                 self.writer.add_scalar(key, value, step)
         self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
@@ -894,9 +871,8 @@ class Run:
         self.step, self.logged = step, now
 
     def save(self, now: bool = False) -> None:
-        """If it is time, or now: writes latest.pt, and best.pt if the last returns are the best yet."""
-        due = time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval
-        if not all_ranks(now or due)[0]:  # by the clock of rank 0
+        """If it is time (rank 0's clock) or now: writes latest.pt, and best.pt if it is the best yet."""
+        if not all_ranks(now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval)[0]:
             return
         state = {name: part.state_dict() for name, part in self.learner.items()}
         rng = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -919,7 +895,7 @@ class Run:
                 temporary.replace(self.folder / name)
             except OSError as error:
                 temporary.unlink(missing_ok=True)
-                raise RunError(f"cannot write {self.folder / name} ({error.strerror})") from None
+                raise OSError(f"cannot write {self.folder / name} ({error.strerror})") from None
 
     def finish(self) -> int:
         """Saves and says what there is. Returns the exit status."""
@@ -955,12 +931,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
-        notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
-            notes.append(f"--{flag.replace('_', '-')} {what}")
-        if notes:
-            print(f"note: {path} is of another version: {', '.join(notes)}")
+            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
@@ -976,10 +949,9 @@ def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
         filtered = torch.cat([own[2] for own in saved["ranks"]])  # one for each environment of all ranks
         N = len(learner["rnd"].filtered)
         saved["rnd"]["filtered"] = filtered[torch.arange(N * RANK, N * (RANK + 1)) % len(filtered)]
-        learning_rate = learner["optimizer"].param_groups[0]["lr"]
+        saved["optimizer"]["param_groups"] = learner["optimizer"].state_dict()["param_groups"]  # as the flags
         for name, part in learner.items():
             part.load_state_dict(saved[name])
-        learner["optimizer"].param_groups[0]["lr"] = learning_rate
         for p, state in learner["optimizer"].state.items():
             if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
                 raise ValueError("weights that are not finite, or do not fit the optimizer's state")
@@ -1072,11 +1044,10 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
 def main(argv: list[str] | None = None) -> int:
     """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + a signal's number."""
     if sys.platform == "linux":
-        # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
-        # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
-        # and M_TOP_PAD.
+        # Keep freed memory, or glibc asks the kernel for each activation anew, page by page, and updates on a
+        # CPU take much longer. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
-            getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
+            ctypes.CDLL(None).mallopt(option, value)
     out, err = (Console(stream if RANK == 0 else None) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -1097,7 +1068,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             time.sleep(2 * (RANK > 0))  # torchrun ends all ranks with the first one: let rank 0 speak
             return 2
-        except (RunError, OSError, MemoryError, RuntimeError) as error:
+        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
             if not known and RANKS == 1:
                 raise  # a mistake in this script: show where

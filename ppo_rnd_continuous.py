@@ -166,6 +166,12 @@ def flat(obs: np.ndarray | dict) -> np.ndarray:
     return obs.reshape(len(obs), -1).astype(np.float32)
 
 
+def sizes(env_id: str) -> tuple[int, int]:
+    """How many numbers an observation has, D, and how many an action, A."""
+    spec = envpool.make_spec(env_id)
+    return gym.spaces.flatdim(spec.observation_space), gym.spaces.flatdim(spec.action_space)
+
+
 class ContinuousEnvs:
     """N copies of an environment. The one place where auto-reset is dealt with.
 
@@ -558,10 +564,10 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
     step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
     torch.manual_seed(args.seed)
+    D, A = sizes(args.env_id)
+    rollout = empty_rollout(T, N, D, A, H, device)  # first, to find out whether there is the memory for N
     seeds = np.random.SeedSequence((args.seed, step)).generate_state(N) >> 1  # others after a resume
     envs = ContinuousEnvs(args, seeds.tolist())
-    D, A = envs.obs.shape[1], envs.low.size  # numbers in an observation and in an action
-    rollout = empty_rollout(T, N, D, A, H, device)
     agent, rnd = Agent(args, D, A, device), RND(args.rnd_net, N, D, device)
     groups = [{"params": [*agent.parameters()], "lr": args.learning_rate}]
     groups += [{"params": [*rnd.predictor.parameters()], "lr": args.predictor_learning_rate}]
@@ -592,42 +598,29 @@ class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
 
-class RunError(Exception):
-    """Something that went wrong during a run, such as a NaN: printed as one line, exit status 1."""
-
-
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout, most = args.num_envs * args.num_steps, args.num_envs * (args.num_steps // 2)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
     counts = "num_envs num_steps num_minibatches update_epochs eval_episodes frozen_obs_norm_steps"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
-        ("seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
-        (
-            "checkpoint_interval ent_coef vf_coef int_coef ext_coef",
-            lambda x: 0 <= x < math.inf,
-            "at least 0 and finite",
-        ),
+        ("seed checkpoint_interval", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
+        ("ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("learning_rate predictor_learning_rate clip_coef value_gain", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
-        ("solved_score", lambda x: x is None or not math.isnan(x), "a number"),
+        ("solved_score", lambda x: not math.isnan(x), "a number"),
         # every second step may be a reset, and no minibatch may be empty
         ("num_minibatches", lambda x: x <= most, f"at most {most}, half of the steps in a rollout"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
-        ("evaluate", lambda x: x is None or args.resume is None, "without --resume"),
-        (
-            "num_envs",
-            lambda _: os.environ.get("WORLD_SIZE", "1") == "1",
-            "without torchrun: this script is one process",
-        ),
-        ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
+        ("evaluate", lambda _: args.resume is None, "without --resume"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
+        ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
     ):
         for flag in flags.split():
-            if not holds(value := getattr(args, flag)):
+            if (value := getattr(args, flag)) is not None and not holds(value):
                 raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
 
 
@@ -706,10 +699,7 @@ class EpisodeStats:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant.
-
-    Not below -1, as in the reference: with hardly any return it could be any number.
-    """
+    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
     values, returns = values[valid], returns[valid]
     return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
@@ -753,8 +743,6 @@ class Console:
 class Progress(tqdm):
     """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
-    monitor_interval = 0  # no thread that prints the same line again
-
     def __init__(self, total: int, initial: int = 0, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
         style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
@@ -785,7 +773,7 @@ class Run:
         threading.excepthook = lambda _: None
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
         self.bar = tqdm(disable=True)
@@ -797,14 +785,11 @@ class Run:
         """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         script = pathlib.Path(globals().get("__file__", "notebook")).stem
-        self.folder = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
+        new = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
+        self.folder = path.parent if path else new
         try:
-            if path:
-                self.folder = path.parent
-            else:
-                self.folder.mkdir(parents=True)
-            lock = filelock.FileLock(self.folder / "lock", timeout=0)
-            self.stack.enter_context(lock)
+            self.folder.mkdir(parents=True, exist_ok=path is not None)
+            self.stack.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
@@ -850,17 +835,16 @@ class Run:
         self.signal = self.signal or number
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Logs, in one transfer from the device, and moves the bar. RunError at a NaN."""
+        """Logs, in one transfer from the device, and moves the bar. Raises at a NaN."""
         scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
-        for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
-                last = self.folder / "latest.pt"
-                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
-                raise RunError(f"{key} is {value} at step {step:,}: stopped; {where}")
         now = time.monotonic()
         scalars |= self.stats.scalars() | {"charts/SPS": (step - self.step) / (now - self.logged)}
         scalars["charts/learning_rate"] = self.learner["optimizer"].param_groups[0]["lr"]
         for key, value in scalars.items():
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
+                last = self.folder / "latest.pt"
+                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+                raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
             self.writer.add_scalar(key, value, step)
         self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
         self.bar.update(step - self.step)
@@ -890,7 +874,7 @@ class Run:
                 temporary.replace(self.folder / name)
             except OSError as error:
                 temporary.unlink(missing_ok=True)
-                raise RunError(f"cannot write {self.folder / name} ({error.strerror})") from None
+                raise OSError(f"cannot write {self.folder / name} ({error.strerror})") from None
 
     def finish(self) -> int:
         """Saves and says what there is. Returns the exit status."""
@@ -925,12 +909,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
-        notes = []
         for flag in sorted(saved["args"].keys() ^ defaults.keys()):
             what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
-            notes.append(f"--{flag.replace('_', '-')} {what}")
-        if notes:
-            print(f"note: {path} is of another version: {', '.join(notes)}")
+            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
         for flag, default in defaults.items():
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
@@ -946,11 +927,9 @@ def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
         for part in ("agent", "rnd"):  # --num-envs may be another
             filtered, N = saved[part]["filtered"], len(learner[part].filtered)
             saved[part]["filtered"] = filtered[torch.arange(N) % len(filtered)]
-        learning_rates = [group["lr"] for group in learner["optimizer"].param_groups]
+        saved["optimizer"]["param_groups"] = learner["optimizer"].state_dict()["param_groups"]  # as the flags
         for name, part in learner.items():
             part.load_state_dict(saved[name])
-        for group, learning_rate in zip(learner["optimizer"].param_groups, learning_rates, strict=True):
-            group["lr"] = learning_rate
         for p, state in learner["optimizer"].state.items():
             if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
                 raise ValueError("weights that are not finite, or do not fit the optimizer's state")
@@ -1057,13 +1036,11 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
 def main(argv: list[str] | None = None) -> int:
     """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + a signal's number."""
     if sys.platform == "linux":
-        # By default glibc gives each activation back to the kernel and asks for it anew, page by page.
-        # Keeping the memory makes updates on a CPU much faster. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD
-        # and M_TOP_PAD.
+        # Keep freed memory, or glibc asks the kernel for each activation anew, page by page, and updates on a
+        # CPU take much longer. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
-            getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)(option, value)
-    out, err = Console(sys.stdout), Console(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            ctypes.CDLL(None).mallopt(option, value)
+    with contextlib.redirect_stdout(Console(sys.stdout)), contextlib.redirect_stderr(Console(sys.stderr)):
         try:
             args, path, saved = parse(argv)
             auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -1079,9 +1056,8 @@ def main(argv: list[str] | None = None) -> int:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except (RunError, OSError, MemoryError, RuntimeError) as error:
-            known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
-            if not known:
+        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 1

@@ -504,13 +504,8 @@ class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
 
-class RunError(Exception):
-    """Something that went wrong during a run, such as a NaN: printed as one line, exit status 1."""
-
-
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     counts = "num_envs max_episode_steps total_episodes eval_episodes"
     for flags, holds, rule in (
@@ -522,11 +517,11 @@ def check_args(args: Args) -> None:
         ("learning_rate baseline_learning_rate", lambda x: 0 < x < math.inf, "a positive number"),
         ("predictor_learning_rate max_grad_norm", lambda x: 0 < x < math.inf, "a positive number"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
-        ("device", lambda x: x in ("auto", "cpu", str(accelerator)), "on this machine, and in this PyTorch"),
+        ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("device", lambda _: ranks == 1, "without torchrun: this script is one process"),
     ):
         for flag in flags.split():
-            if not holds(value := getattr(args, flag)):
+            if (value := getattr(args, flag)) is not None and not holds(value):
                 raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
 
 
@@ -539,10 +534,7 @@ def resolve_goal(name: str) -> tuple[int, int]:
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries; all (T, N). NaN if the returns are constant.
-
-    Not below -1, as in the reference: with hardly any return it could be any number.
-    """
+    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
     values, returns = values[valid], returns[valid]
     return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
@@ -571,8 +563,6 @@ class Console:
 
 class Progress(tqdm):
     """A bar on a terminal, elsewhere a line every 10 seconds: percent, episodes, time left, rate, status."""
-
-    monitor_interval = 0  # no thread that prints the same line again
 
     def __init__(self, total: int):
         self.terminal = sys.stderr.isatty()
@@ -637,7 +627,7 @@ class Run:
     def log(
         self, episode: int, rollout: Rollout, intrinsic: Tensor, returns: Tensor, scalars: dict[str, Tensor]
     ) -> None:
-        """Logs a batch of episodes and moves the bar. Draws the maze eight times in a run. RunError at a NaN."""
+        """Logs a batch of episodes and moves the bar. Draws the maze eight times in a run. Raises at a NaN."""
         args, envs, valid, hits = self.args, self.envs, rollout.valid, rollout.rewards.sum(0)
         num_steps, now = int(valid.sum()), time.monotonic()
         self.step += num_steps
@@ -672,7 +662,7 @@ class Run:
         scalars = {key: torch.as_tensor(value).item() for key, value in scalars.items()}
         for key, value in scalars.items():
             if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
-                raise RunError(f"{key} is {value} at step {self.step:,}: stopped, nothing is saved")
+                raise FloatingPointError(f"{key} is {value} at step {self.step:,}: stopped, nothing is saved")
             self.writer.add_scalar(key, value, self.step)
         status = f"success {success:.2f}, r_int {scalars['rnd/intrinsic_reward']:.4f}"
         self.bar.set_postfix_str(f"{status}, cells {scalars['rnd/cells_visited']}", refresh=False)
@@ -693,7 +683,7 @@ class Run:
         seconds, path = time.monotonic() - self.started, self.folder / "latest.pt"
         state = {"agent": self.agent.state_dict(), "rnd": self.rnd.state_dict()}
         if not all(x.isfinite().all() for x in state["agent"].values()):
-            raise RunError(f"a weight is not finite at step {self.step:,}: nothing is saved")
+            raise FloatingPointError(f"a weight is not finite at step {self.step:,}: nothing is saved")
         state |= {"args": vars(self.args), "step": self.step, "seconds": seconds, "curve": self.curve}
         torch.save(state | {"first_hit": self.first_hit, "solved": self.solved}, buffer := io.BytesIO())
         write(path, buffer)
@@ -861,7 +851,7 @@ def main(argv: list[str] | None = None) -> int:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except (RunError, OSError, MemoryError, RuntimeError) as error:
+        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)

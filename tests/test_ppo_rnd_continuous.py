@@ -38,12 +38,6 @@ def small_args(**changes) -> script.Args:
     return script.Args(**(values | {"total_timesteps": 32, "checkpoint_interval": 1e6} | changes))
 
 
-def sizes(env_id: str) -> tuple[int, int]:
-    """How many numbers an observation has, and how many an action."""
-    spec = envpool.make_spec(env_id)
-    return gym.spaces.flatdim(spec.observation_space), gym.spaces.flatdim(spec.action_space)
-
-
 def make_envs(env_id: str, seeds: list[int], limit: int | None = None, backend: str = "envpool"):
     """The script's environments, with another time limit if asked for."""
     make = {"envpool": envpool.make, "gymnasium": gym.make}
@@ -96,7 +90,7 @@ def test_a_cut_shows_the_last_observation_and_the_next_step_is_a_reset(env_id):
     np.testing.assert_array_equal(cut.obs, whole.obs)
     assert len({*map(tuple, cut.obs.tolist())}) == 3  # other seeds, other episodes
     for t in range(1, 9):
-        actions = rng.uniform(-0.3, 0.3, (3, sizes(env_id)[1])).astype(np.float32)
+        actions = rng.uniform(-0.3, 0.3, (3, script.sizes(env_id)[1])).astype(np.float32)
         obs, rewards, done, truncated, valid = cut.step(actions)
         for a, b in zip((obs, rewards, done), other.step(actions if t != 6 else -actions), strict=False):
             np.testing.assert_array_equal(a, b)
@@ -106,7 +100,7 @@ def test_a_cut_shows_the_last_observation_and_the_next_step_is_a_reset(env_id):
             np.testing.assert_array_equal(rewards, paid)
             last = obs
         assert (done == (t == 5)).all() and (truncated == (t == 5)).all() and (valid == (t != 6)).all()
-        assert obs.shape == (3, sizes(env_id)[0]) and obs.dtype == np.float32
+        assert obs.shape == (3, script.sizes(env_id)[0]) and obs.dtype == np.float32
         assert t != 6 or ((rewards == 0).all() and (obs != last).any(1).all())
     assert [length for _, length, _ in cut.stats.episodes] == [5] * 3
 
@@ -150,7 +144,7 @@ def test_actions_are_clipped_to_the_action_space(env_id):
     envs = [make_envs(env_id, [1, 2]) for _ in range(2)]
     rng, low, high = np.random.default_rng(0), envs[0].low, envs[0].high
     for _ in range(20):
-        actions = rng.normal(0, 3, (2, sizes(env_id)[1])).astype(np.float32)
+        actions = rng.normal(0, 3, (2, script.sizes(env_id)[1])).astype(np.float32)
         for a, b in zip(envs[0].step(actions), envs[1].step(np.clip(actions, low, high)), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -400,7 +394,7 @@ class FakeEnvs:
     """Observations, rewards and ends at random, resets that hold garbage; remembers what happened."""
 
     def __init__(self, args: script.Args, seeds: list[int], backend: str = "envpool"):
-        self.N, (self.D, A), self.rng = args.num_envs, sizes(args.env_id), np.random.default_rng(7)
+        self.N, (self.D, A), self.rng = args.num_envs, script.sizes(args.env_id), np.random.default_rng(7)
         self.low, self.high = -np.ones(A), np.ones(A)
         self.shown, self.steps, self.done = [], [], np.zeros(self.N, bool)
         self.stats = script.EpisodeStats(self.N, args.solved_score)
@@ -703,11 +697,11 @@ def test_the_learning_rate_falls_and_a_resume_takes_the_one_that_is_asked_for(co
 def test_a_nan_stops_the_run_and_names_itself(copy_of_base, fake_envs, tmp_path, monkeypatch):
     path, saved, args = copy_of_base
     before = path.read_bytes()
-    with pytest.raises(script.RunError, match="at step 32: stopped; there is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match="at step 32: stopped; there is no checkpoint yet"):
         train_here(script, small_args(learning_rate=1e30), tmp_path / "first")
     monkeypatch.setattr(FakeEnvs, "show", lambda self: setattr(self, "obs", np.full((self.N, self.D), np.nan)))
     said = r"\w+/\w+ is nan at step 3,232: stopped; the last good checkpoint is .*/latest.pt"
-    with pytest.raises(script.RunError, match=said):
+    with pytest.raises(FloatingPointError, match=said):
         train_here(script, args, path.parents[1], path, saved)
     assert path.read_bytes() == before and not [*path.parent.glob("*.tmp")]
 
@@ -784,7 +778,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
 def test_torchrun_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, errors = call_main(script, capsys)
-    assert status == 2 and errors.endswith("without torchrun: this script is one process\n") and errors.count("\n") == 1
+    assert status == 2 and errors.endswith("without torchrun: one process\n") and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags", [["--num-envs", "1.5"], ["--num-env", "4"], ["--device", "tpu"], ["--preset", "x"]])

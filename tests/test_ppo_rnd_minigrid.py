@@ -654,14 +654,14 @@ def test_a_resume_takes_the_learning_rate_that_is_asked_for(copy_of_base):
 def test_a_nan_stops_the_run_and_names_itself(copy_of_base, fake_envs, tmp_path, monkeypatch):
     path, saved, args = copy_of_base
     before = path.read_bytes()
-    with pytest.raises(script.RunError, match="at step 32: stopped; there is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match="at step 32: stopped; there is no checkpoint yet"):
         train_here(script, small_args(learning_rate=1e30), tmp_path / "first")
     step = FakeEnvs.step
     monkeypatch.setattr(
         FakeEnvs, "step", lambda self, actions: (step(self, actions)[0] * np.nan, *step(self, actions)[1:])
     )
     said = r"losses/\w+ is nan at step 3,232: stopped; the last good checkpoint is .*/latest.pt"
-    with pytest.raises(script.RunError, match=said):
+    with pytest.raises(FloatingPointError, match=said):
         train_here(script, args, path.parents[1], path, saved)
     assert path.read_bytes() == before and not [*path.parent.glob("*.tmp")]
 
@@ -743,7 +743,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
 def test_torchrun_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, errors = call_main(script, capsys)
-    assert status == 2 and errors.endswith("without torchrun: this script is one process\n") and errors.count("\n") == 1
+    assert status == 2 and errors.endswith("without torchrun: one process\n") and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

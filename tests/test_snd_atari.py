@@ -59,7 +59,7 @@ def same_with_gradients(ours: torch.Tensor, theirs: torch.Tensor, inputs: list[t
 # --------------------------------------------------------------------- What is the same as in ppo_rnd_atari.py
 
 
-SAME = "UserError RunError resolve_env_id init_layer sum_over_ranks RunningMoments reward_filter gae masked_mean"
+SAME = "UserError resolve_env_id init_layer sum_over_ranks RunningMoments reward_filter gae masked_mean"
 SAME += " normalise forward collect join_ranks average_gradients all_ranks EpisodeStats explained_variance Console"
 SAME += " Progress reading load_checkpoint film main"
 ALIKE = {"ppo_loss": 3, "warm_up": 2, "Run": 7, "evaluate": 1, "restore": 8}  # lines that are not the template's
