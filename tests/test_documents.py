@@ -31,6 +31,7 @@ README = {  # row of README's table -> CSV, row with the bonus, row without, col
         *("ram", "MontezumaRevenge, with the bonus", "MontezumaRevenge, without", "key"),
     ),
 }
+README["Montezuma's Revenge from RAM, 1,000"] = ("ram", "MontezumaRevenge, on to 8M", None, "1,000")
 FRAMES = {"ram": 4}  # frames in one of the table's steps, if not 1
 
 
