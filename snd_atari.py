@@ -1158,17 +1158,16 @@ class Run:
         """Logs means over the ranks, in one transfer from the device, and moves the bar. Raises at a NaN."""
         means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
         scalars = dict(zip(scalars, means.tolist(), strict=True))
-        for key, value in scalars.items():
-            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
-                last = self.folder / "latest.pt"
-                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
-                raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
         now = time.monotonic()
         scalars |= self.stats.scalars(step) | {"charts/SPS": (step - self.step) / (now - self.logged)}
         if self.args.rooms == "image":
             scalars["rnd/rooms_by_image"] = len(self.learner["pictures"].known)
         scalars["charts/learning_rate"] = self.learner["agent_optimizer"].param_groups[0]["lr"]
         for key, value in scalars.items():
+            if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
+                last = self.folder / "latest.pt"
+                where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+                raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
             if RANK == 0:
                 self.writer.add_scalar(key, value, step)
         self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
