@@ -14,7 +14,7 @@ Papers: Mnih et al. (2015), DQN; van Hasselt et al. (2016), Double DQN, arXiv:15
 al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018), arXiv:1812.06110;
 "reference" is that of Burda et al.
 
-    Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V is by a target network, a late copy
+    Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V comes from a target network, a late copy
       --backup max         V = max Q
                double      V = Q(argmax of the newest Q)
                softmax     V = E_pi[Q], pi = softmax(Q / alpha)
@@ -738,12 +738,12 @@ def update(
         if args.int_coef > 0 and args.predictor_from == "replay":
             screens = replay.screens_after(t, env).to(device)
             totals["losses/predictor_loss"] += share * learn_predictor(rnd, optimizer, screens, batch.valid, args)
-        update_target(target_agent, agent, now, args)
+        update_target_network(target_agent, agent, now, args)
     return totals
 
 
 @torch.no_grad()
-def update_target(target_agent: Agent, agent: Agent, step: int, args: Args) -> None:
+def update_target_network(target_agent: Agent, agent: Agent, step: int, args: Args) -> None:
     """Moves the target network a little, or copies the agent into it when it is time."""
     if args.tau is not None:
         torch._foreach_lerp_([*target_agent.parameters()], [*agent.parameters()], args.tau)

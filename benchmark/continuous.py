@@ -29,7 +29,7 @@ SPARSE = {  # steps; a score that says that the task is solved, or that the agen
     "MountainCarContinuous": ("2e5", 90),
     "CartpoleSwingupSparse": ("1e6", 100),
     "AcrobotSwingupSparse": ("1e6", 10),
-    "PointMaze_Medium_Diverse_GR": ("1e6", 100),  # 1 for each of 600 steps near the goal; a random agent has some 5
+    "PointMaze_Medium_Diverse_GR": ("1e6", 100),  # 1 for each of 600 steps near the goal; a random agent has some 1
 }
 VARIANTS = {"PPO": "--int-coef 0", "PPO + RND": ""}
 ROWS = {  # row -> (flags, seeds)
