@@ -372,6 +372,43 @@ def test_states_that_a_run_has_visited(tmp_path):
     assert (tmp_path / "states.png").stat().st_size > 5_000
 
 
+TOY = """
+import pathlib, signal, sys, time
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+run = pathlib.Path(sys.argv[2])
+started = len([*run.glob("events.*")])
+(run / f"events.{started}").write_text(" ".join(sys.argv[3:]))
+(run / f"{started}.pt").replace(run / "latest.pt")
+time.sleep(600)
+"""
+
+
+def test_endurance_kills_resumes_and_ends_a_run(tmp_path):
+    """A line for each piece, the second with more steps; the flags reach the script; the status is 0."""
+    run, script, out = tmp_path / "run", tmp_path / "toy.py", tmp_path / "out.csv"
+    run.mkdir()
+    script.write_text(TOY)
+    for name, step in {"latest": 10, "0": 20, "1": 30}.items():
+        torch.save({"step": step}, run / f"{name}.pt")
+    command = [sys.executable, str(ROOT / "benchmark" / "endurance.py"), str(run), "--script", str(script)]
+    command += ["--out", str(out), "--minutes", "0.1", "--kill", "0.05", "--", "--some-flag", "7"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = sweep.read_table(out)
+    assert first["process"] != second["process"] and (first["step"], second["step"]) == ("20", "30")
+    assert all(float(line["memory_mb"]) > 1 for line in (first, second))
+    assert [path.read_text() for path in run.glob("events.*")] == ["--some-flag 7"] * 2
+    assert done.stdout.count(f"| run | {first['process']} |") == 1
+
+
+def test_endurance_wants_a_run(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmark" / "endurance.py"), str(tmp_path), "--minutes", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out.csv")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith(f"there is no checkpoint {tmp_path / 'latest.pt'}\n")
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_spread_of_a_column():
     assert sweep.spread(["3e6", "1e6", "2e6"], ".1f", 1e6) == "1.0 / 2.0 / 3.0"
     assert sweep.spread(["5", ""], ",.0f") == "5 (1 of 2)"
