@@ -26,8 +26,8 @@ What is different from RND with PPO (ppo_rnd_atari.py):
   1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
      frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
   2. At a game over the intrinsic stream looks ahead to the next episode's first frame, which the memory has.
-  3. The random agent's steps stay in the memory and start the statistics: all of them those of the frames,
-     the second half those of the bonus. `--bonus-from collection` pays these steps nothing.
+  3. The random agent's steps stay in the memory. The statistics of the frames begin with the first of them,
+     those of the bonus half-way. `--bonus-from collection` pays these steps nothing, `replay` does.
 
 Three commands, to train, to resume and to evaluate:
     python dqn_rnd_atari.py --preset rnd --env-id MontezumaRevenge
@@ -118,7 +118,7 @@ class Args:
     # value
     total_timesteps: float = 10_000_000  # environment steps, 4 frames each
     value: Literal["dqn", "iqn"] = "dqn"  # iqn: quantiles of the return instead of its mean
-    backup: Literal["max", "double", "softmax", "soft", "munchausen"] = "double"  # V(s'), what is next
+    backup: Literal["max", "double", "softmax", "soft", "munchausen"] = "double"  # V(s'): see the top
     gamma: float = 0.99  # discount of the extrinsic stream
     n_step: int = 3  # steps of reward before V (Dopamine: DQN 1, IQN 3)
     loss: Literal["mse", "huber"] = "mse"  # of DQN; IQN has its own
@@ -131,7 +131,7 @@ class Args:
 
     # policy
     policy: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # boltzmann: softmax(Q / temperature)
-    epsilon: float = 1.0  # share of random actions when learning starts; before it all are (epsilon-greedy)
+    epsilon: float = 1.0  # epsilon-greedy: share of random actions when learning starts; before that all are
     epsilon_final: float = 0.01  # and in the end
     epsilon_steps: int = 250_000  # environment steps from one to the other
     temperature: float = 0.03  # alpha of softmax(Q / alpha) at the start, of policy and backup
@@ -140,7 +140,7 @@ class Args:
 
     # learning
     buffer_size: int = 1_000_000  # steps in the memory
-    learning_starts: int = 20_000  # steps in it before anything is learned
+    learning_starts: int = 20_000  # steps in it before values are learned; the predictor from half of them on
     batch_size: int = 32  # steps in an update, B
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
@@ -181,7 +181,8 @@ PRESETS = {  # what each differs in from the defaults
         **{"update_every": 16, "learning_rate": 5e-5, "learning_rate_final": 1e-5, "adam_eps": 1e-8},
         **{"max_grad_norm": 10.0, "tau": 0.003},
     },
-    # an article: r + r_int in one value, statistics of a random agent's 1,500 steps; its mistakes are mended
+    # An article's bonus, its mistakes mended: r + r_int in one value, statistics of a random agent's 1,500
+    # steps. It names no learner; networks and mean error are those of this script.
     "seed-001": {
         **{"single_head": True, "n_step": 1, "bonus_norm": "none", "int_clip": 1.0, "bonus_from": "collection"},
         **{"predictor_from": "replay", "obs_norm": "frozen", "learning_starts": 1500},
@@ -296,7 +297,8 @@ class Agent(nn.Module):
                 cosines = (taus.unsqueeze(2) * self.frequencies).cos()  # (B, K, 64)
                 embedded = self.embedding(cosines).relu()  # (B, K, D)
                 x = self.hidden(x) * embedded if self.late else self.hidden(x * embedded)
-            return self.head(x).unflatten(2, (self.num_heads, -1)).float(), taus
+        # not in bfloat16: its numbers near 16 are 0.125 apart, more than a temperature
+        return self.head(x.float()).unflatten(2, (self.num_heads, -1)), taus
 
 
 def rnd_layers(obs: str) -> list[nn.Module]:
@@ -395,17 +397,19 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def linear(step: int, start: float, final: float | None, duration: int) -> float:
-    """From start at step 0 or before to final at step `duration` and after; None: start throughout."""
+    """From start at step 0 to final at step `duration` and after; None: start throughout."""
     final = start if final is None else final
-    return final if step >= duration else start + (final - start) * max(0, step) / duration
+    return final if step >= duration else start + (final - start) * step / duration
 
 
 def exploration(step: int, args: Args) -> tuple[float, float]:
     """Epsilon and temperature at an environment step. Before learning starts the agent is random."""
     temperature = linear(step, args.temperature, args.temperature_final, args.temperature_steps)
+    if step < args.learning_starts:
+        return 1.0, temperature
+    if args.policy == "boltzmann":
+        return 0.0, temperature
     since = step - args.learning_starts
-    if since < 0 or args.policy == "boltzmann":
-        return float(since < 0), temperature
     return linear(since, args.epsilon, args.epsilon_final, args.epsilon_steps), temperature
 
 
@@ -429,6 +433,11 @@ def total_value(z: Tensor, args: Args) -> Tensor:
     return sum(weight * q for weight, q in zip(heads(args).values(), z.mean(1).unbind(1), strict=True))
 
 
+def q_values(agent: Agent, obs: Tensor, args: Args) -> Tensor:
+    """Total value of all actions (B, A) at observations (B, S, ...)."""
+    return total_value(agent(obs, args.num_acting_quantiles)[0], args)
+
+
 SOFT = ("soft", "munchausen")  # backups with the entropy in the value
 
 
@@ -442,9 +451,9 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
     soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 3): in the mean alpha * logsumexp(q / alpha)
 
     Entropy is a reward: its sign is plus. It is divided by the weight of the last head, which gets it, so that
-    the total value gains alpha * H(pi). Over n steps only the entropy after the last step is counted. Entropy
-    alone makes staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions at the defaults: "soft"
-    wants a smaller alpha; Munchausen's is (1 - munchausen_coef) * alpha in effect.
+    the total value gains alpha * H(pi). Of n steps it would count one, so n must be 1. Entropy alone makes
+    staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and alpha = 0.03: "soft" wants a
+    smaller alpha; Munchausen's is (1 - munchausen_coef) * alpha in effect.
     """
     pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
     values = (z * pi[:, None, None]).sum(3)
@@ -455,7 +464,7 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
 
 def last_weight(args: Args) -> float:
     """What the last head weighs in the total value."""
-    return [*heads(args).values()][-1]
+    return 1.0 if args.single_head else args.ext_coef
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -496,7 +505,8 @@ def value_loss(z: Tensor, targets: Tensor, taus: Tensor, args: Args) -> Tensor:
     if args.value == "iqn":
         losses = quantile_huber(z, targets, taus)
         return losses.mean(1) if args.quantile_mean else losses.sum(1)
-    return (F.huber_loss if args.loss == "huber" else F.mse_loss)(z, targets, reduction="none").squeeze(1)
+    loss = F.huber_loss if args.loss == "huber" else F.mse_loss
+    return loss(z, targets, reduction="none").squeeze(1)
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
@@ -526,7 +536,7 @@ class Replay:
         self.L, self.N, self.S, self.count = L, N, args.frame_stack, 0
         fields = {"obs": (torch.uint8, OBS_SHAPE[args.obs]), "actions": (torch.int64, ())}
         fields |= dict.fromkeys(("rewards", "bonus"), (torch.float32, ()))
-        fields |= dict.fromkeys(("terminated", "done", "valid", "first"), (torch.bool, ()))  # first: the frame is
+        fields |= dict.fromkeys(("terminated", "done", "valid", "first"), (torch.bool, ()))  # first: of an episode
         if args.obs == "ram" and args.int_coef > 0:  # from pixels RND sees what the agent sees
             fields["screens"] = torch.uint8, SCREEN_SHAPE["ram"]
         self.nbytes = L * N * sum(dtype.itemsize * math.prod(shape) for dtype, shape in fields.values())
@@ -615,7 +625,7 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
     for now in range(step, step + args.num_steps * args.num_envs, args.num_envs):
         epsilon, temperature = exploration(now, args)
         obs = replay.stack(*replay.rows(replay.count, replay.count + 1)).to(device)
-        q = total_value(agent(obs, args.num_acting_quantiles)[0], args)  # (N, A)
+        q = q_values(agent, obs, args)  # (N, A)
         q = q.nan_to_num()  # so that an action is drawn; the next update's loss stops the run
         policy = action_probabilities(q, epsilon, temperature if args.policy == "boltzmann" else None)
         actions = torch.multinomial(policy, 1).squeeze(1)
@@ -633,7 +643,8 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
     """r_int (N,) of what a step led to, by the statistics of the frames as they were. Then these take it in."""
     if args.int_coef == 0:
         return torch.zeros(len(valid), device=valid.device)
-    raw, random_agent = novelty(rnd, screens, args.bonus_norm), step < args.learning_starts
+    random_agent = step < args.learning_starts
+    raw = novelty(rnd, screens, args.bonus_norm)  # (N,)
     if args.bonus_norm == "released":
         rnd.obs_rms.update(whiten(screens, rnd.obs_rms, "released"), valid)
         rnd.return_rms.update(raw, valid)
@@ -649,6 +660,14 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
 
 
 @torch.no_grad()
+def bonus_now(rnd: RND, replay: Replay, t: Tensor, env: Tensor, args: Args) -> Tensor:
+    """r_int (n, B) of steps t (B,) and the n - 1 that followed each, by the predictor as it is now."""
+    steps = t + torch.arange(args.n_step, device=t.device)[:, None]
+    screens = replay.screens_after(steps, env).flatten(0, 1).to(rnd.filtered.device)  # (n * B, h, w)
+    return scale_bonus(novelty(rnd, screens, args.bonus_norm), rnd.return_rms, args).unflatten(0, steps.shape)
+
+
+@torch.no_grad()
 def td_targets(
     agent: Agent, target_agent: Agent, batch: Batch, bonus: Tensor, temperature: float, args: Args
 ) -> Tensor:
@@ -658,15 +677,14 @@ def td_targets(
 
     n is smaller at an episode's end. After a game over V counts for the intrinsic stream only.
     """
-    K, acting = args.num_quantiles, args.num_acting_quantiles
+    K, acting, double = args.num_quantiles, args.num_acting_quantiles, args.backup == "double"
     z, _ = target_agent(batch.next_obs, K + acting)  # (B, K + acting, H, A); DQN: (B, 1, H, A)
-    q = total_value(z[:, -acting:], args)  # not those that are learned from; DQN has one for both
-    if args.backup == "double":
-        q = total_value(agent(batch.next_obs, acting)[0], args)
+    # if not of the newest network, then of other quantiles than are learned from; DQN has one value for both
+    q = q_values(agent, batch.next_obs, args) if double else total_value(z[:, -acting:], args)  # (B, A)
     values = next_value(z[:, :K], q, temperature, args)  # (B, K', H)
     rewards = args.int_coef * bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
     if args.backup == "munchausen":
-        q_now = total_value(target_agent(batch.obs, acting)[0], args)
+        q_now = q_values(target_agent, batch.obs, args)
         rewards = rewards + munchausen_bonus(q_now, batch.actions, temperature, args) / last_weight(args)  # (1, B)
     if args.single_head:
         streams = [(rewards, batch.over, args.gamma)]
@@ -708,13 +726,8 @@ def update(
         optimizer.param_groups[0]["lr"] = rate
         t, env = replay.draw(args.batch_size, args.n_step)
         batch = Batch(*(x.to(device) for x in replay.batch(t, env, args.n_step)))
-        bonus = batch.bonus
-        if args.int_coef > 0 and args.bonus_from == "replay":
-            steps = t + torch.arange(args.n_step, device=t.device)[:, None]  # (n, B)
-            screens = replay.screens_after(steps, env).flatten(0, 1).to(device)  # (n * B, h, w)
-            with torch.no_grad():
-                raw = novelty(rnd, screens, args.bonus_norm).view_as(bonus)  # (n, B)
-            bonus = scale_bonus(raw, rnd.return_rms, args)
+        recompute = args.int_coef > 0 and args.bonus_from == "replay"
+        bonus = bonus_now(rnd, replay, t, env, args) if recompute else batch.bonus  # (n, B)
         totals["rnd/intrinsic_reward_learned"] += share * masked_mean(bonus[0], batch.valid)
 
         _, temperature = exploration(now, args)
@@ -746,7 +759,8 @@ def update(
 def update_target_network(target_agent: Agent, agent: Agent, step: int, args: Args) -> None:
     """Moves the target network a little, or copies the agent into it when it is time."""
     if args.tau is not None:
-        torch._foreach_lerp_([*target_agent.parameters()], [*agent.parameters()], args.tau)
+        for slow, new in zip(target_agent.parameters(), agent.parameters(), strict=True):
+            slow.lerp_(new, args.tau)
     elif step % args.target_every < args.update_every:
         target_agent.load_state_dict(agent.state_dict())
 
@@ -813,7 +827,7 @@ def check_args(args: Args) -> None:
         ("update_every", lambda x: iteration % x == 0, f"a divisor of num_envs * num_steps, {iteration}"),
         ("buffer_size", lambda x: x >= args.num_envs * rows, f"at least {rows} steps of each environment"),
         ("learning_starts", lambda x: x <= args.buffer_size, f"at most --buffer-size {args.buffer_size}"),
-        ("n_step", lambda x: x == 1 or args.backup != "munchausen", "1 with --backup munchausen"),
+        ("n_step", lambda x: x == 1 or args.backup not in SOFT, "1 with --backup soft or munchausen"),
         ("ext_coef", lambda x: x > 0 or args.single_head or args.backup not in SOFT, "above 0: it gets the entropy"),
         (
             "total_timesteps",

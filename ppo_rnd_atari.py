@@ -226,9 +226,10 @@ class Agent(nn.Module):
         """Observations (B, 4, 84, 84) uint8 -> logits (B, num_actions), values (B, num_heads), float32."""
         inputs = obs.to(memory_format=torch.channels_last).float().div_(255)
         hidden = self.trunk(inputs)  # (B, 448)
-        logits = self.policy_head(hidden + self.policy_branch(hidden).relu())
-        values = self.value_head(hidden + self.value_branch(hidden).relu())
-        return logits.float(), values.float()
+        policy = hidden + self.policy_branch(hidden).relu()
+        value = hidden + self.value_branch(hidden).relu()
+        with torch.autocast(obs.device.type, enabled=False):  # near 4 bfloat16 has steps of 0.03
+            return self.policy_head(policy.float()), self.value_head(value.float())
 
 
 def rnd_layers() -> list[nn.Module]:

@@ -235,9 +235,10 @@ class Agent(nn.Module):
         """Observations (B, 2, 128) uint8 -> logits (B, num_actions), values (B, num_heads), float32."""
         bits = ((obs.unsqueeze(-1) >> self.shifts) & 1).flatten(1).float()  # (B, 2048)
         hidden = self.trunk(bits)  # (B, 256)
-        logits = self.policy_head(hidden + self.policy_branch(hidden).relu())
-        values = self.value_head(hidden + self.value_branch(hidden).relu())
-        return logits.float(), values.float()
+        policy = hidden + self.policy_branch(hidden).relu()
+        value = hidden + self.value_branch(hidden).relu()
+        with torch.autocast(obs.device.type, enabled=False):  # near 4 bfloat16 has steps of 0.03
+            return self.policy_head(policy.float()), self.value_head(value.float())
 
 
 def rnd_layers() -> list[nn.Module]:

@@ -18,7 +18,7 @@ arXiv:1810.12894.
 
 With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures:
 8 x 256 steps in place of 1 x 2048, a truncated episode is bootstrapped, the values' last layer starts near 0.
-None of them: `--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`.
+To run without these three: `--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`.
 The steps on which EnvPool resets are left out; they still count as environment steps.
 CleanRL's details for continuous control:
   1. Observations and rewards are normalised as they come, and clipped at 10.
@@ -79,6 +79,7 @@ import torch
 import torch.nn as nn
 import tyro
 from torch import Tensor
+from torch.distributions import Normal
 from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -379,30 +380,17 @@ def gae(
     return advantages
 
 
-def gaussian_logprobs(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log of the density of actions (..., A) under Normal(mean (..., A), exp(log_std (A,))^2) -> (...)."""
-    deviations = (actions - mean) * (-log_std).exp()
-    return (-0.5 * deviations.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-
-def gaussian_entropy(log_std: Tensor) -> Tensor:
-    """Entropy () of Normal(., exp(log_std (A,))^2), the same for every observation."""
-    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-
-
-def ppo_loss(
-    logprobs: Tensor, entropy: Tensor, values: Tensor, batch: dict[str, Tensor], args: Args
-) -> tuple[Tensor, dict[str, Tensor]]:
+def ppo_loss(policy: Normal, values: Tensor, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, value losses and entropy of one minibatch (Schulman et al. 2017, eq. 7 and 9).
 
-    Args: logprobs (B,), entropy () and values (B, H) of the network being trained; batch: logprobs, advantages (B,),
-    values and returns (B, H) of the rollout.
+    Args: policy (B, A) and values (B, H) of the network being trained; batch: actions (B, A), logprobs, advantages
+    (B,), values and returns (B, H) of the rollout.
     Returns: the loss, and what to log.
     """
     advantages = batch["advantages"]
     if args.norm_adv:
         advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-    logratio = logprobs - batch["logprobs"]
+    logratio = policy.log_prob(batch["actions"]).sum(1) - batch["logprobs"]
     ratio = logratio.exp()
     clipped_ratio = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     policy_loss = -torch.minimum(advantages * ratio, advantages * clipped_ratio).mean()
@@ -417,6 +405,7 @@ def ppo_loss(
         # a stream that is turned off does not shape the features either
         value_losses[f"value_loss{stream}"] = 0.5 * error * (coef > 0)
     value_loss = sum(value_losses.values())
+    entropy = policy.entropy().sum(1).mean()
     loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy
     return loss, value_losses | {
         "policy_loss": policy_loss,
@@ -459,7 +448,7 @@ def empty_rollout(T: int, N: int, D: int, A: int, num_heads: int, device: torch.
 
 
 def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
-    """A random agent fills the statistics that --obs-norm frozen keeps."""
+    """A random agent fills the statistics that --obs-norm frozen keeps. Then all episodes begin anew."""
     steps, low, high = 0, torch.from_numpy(envs.low).float(), torch.from_numpy(envs.high).float()
     while steps < args.frozen_obs_norm_steps and not run.signal:
         actions = low + (high - low) * torch.rand(args.num_envs, *low.shape)
@@ -467,6 +456,7 @@ def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
         rnd.obs_rms.update(*(torch.from_numpy(x).to(rnd.filtered.device) for x in (obs, valid)))
         steps += valid.sum()
     envs.stats.forget()
+    envs.reset()
 
 
 @torch.no_grad()
@@ -482,7 +472,7 @@ def collect(envs: ContinuousEnvs, agent: Agent, rollout: Rollout, args: Args) ->
         agent.obs_rms.update(obs[t + 1], every_row)  # resets too: the agent acts on what they show
         inputs[t + 1] = normalise_obs(obs[t + 1], agent.obs_rms)
     mean, values[:] = agent(inputs)  # all at once: the agent has not changed
-    logprobs[:] = gaussian_logprobs(actions, mean[:-1], agent.log_std)
+    logprobs[:] = Normal(mean[:-1], std, validate_args=False).log_prob(actions).sum(-1)
     if args.reward_norm:
         rewards[:] = normalise_rewards(agent, rewards, dones & ~truncated, valid, args.gamma)
 
@@ -537,18 +527,17 @@ def update(
     data = {key: x[rollout.valid] for key, x in data.items()}  # (V, ...): without the resets
     logged: dict[str, list[Tensor]] = collections.defaultdict(list)
     for epoch in range(args.update_epochs):
-        order = torch.randperm(len(data["advantages"]))
-        minibatches = {key: x[order].tensor_split(args.num_minibatches) for key, x in data.items()}
-        for k in range(args.num_minibatches):
-            batch = {key: parts[k] for key, parts in minibatches.items()}  # (V/M, ...)
+        order = torch.randperm(len(data["advantages"]), device=advantages.device)
+        for chosen in order.tensor_split(args.num_minibatches):
+            batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (V/M, ...)
             optimizer.zero_grad()  # to None, so that Adam leaves the predictor alone after the first epoch
             if args.int_coef > 0 and epoch == 0:
                 predictor_loss = prediction_errors(rnd.predictor(batch["seen"]), batch["targets"], args).mean()
                 predictor_loss.backward()
                 logged["losses/predictor_loss"].append(predictor_loss.detach())
             mean, values = agent(batch["inputs"])
-            logprobs = gaussian_logprobs(batch["actions"], mean, agent.log_std)
-            loss, metrics = ppo_loss(logprobs, gaussian_entropy(agent.log_std), values, batch, args)
+            policy = Normal(mean, agent.log_std.exp(), validate_args=False)
+            loss, metrics = ppo_loss(policy, values, batch, args)
             loss.backward()
             for key, value in metrics.items():
                 logged[f"losses/{key}"].append(value.detach())

@@ -531,7 +531,11 @@ def plain_targets(p: dict, slow: dict, batch: script.Batch, bonus: torch.Tensor,
     return targets
 
 
-CASES = [{"backup": b, "value": v, "n_step": 1 if b == "munchausen" else 3} for b in BACKUPS for v in ("dqn", "iqn")]
+CASES = [
+    {"backup": b, "value": v, "n_step": 1 if b in ("soft", "munchausen") else 3}
+    for b in BACKUPS
+    for v in ("dqn", "iqn")
+]
 CASES += [{"backup": "munchausen", "n_step": 1, "ext_coef": 2.0, "int_coef": 0.5, "single_head": one} for one in (0, 1)]
 CASES += [{"loss": "huber", "n_step": 1}, {"single_head": True}, {"int_episodic": True}, {"tau": 0.1}]
 CASES += [{"value": "iqn", "quantile_mean": True, "bonus_from": "collection", "max_grad_norm": 0.01}]

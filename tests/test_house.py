@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import importlib
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -136,3 +137,31 @@ def test_tests_that_the_documents_name_exist():
     there = set(re.findall(r"(?m)^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("*.py"))))
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         assert set(re.findall(r"`(test_\w+)`", path.read_text())) <= there, path
+
+
+BF16 = {
+    "ppo_rnd_atari": (4, 84, 84),
+    "ppo_rnd_atari_ram": (2, 128),
+    "snd_atari": (4, 96, 96),
+    "dqn_rnd_atari": (4, 84, 84),
+}
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_leaves_the_last_layers_in_float32(name):
+    """Logits and values in bfloat16 would be multiples of 0.03 near 4: they are none, but near what float32 gives."""
+    script = importlib.import_module(name)
+    obs = torch.randint(0, 256, (8, *BF16[name]), dtype=torch.uint8)
+
+    def outputs(bf16: bool) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(1)
+        args = script.Args(bf16=bf16)
+        if name == "dqn_rnd_atari":
+            return (script.Agent(18, 2, args)(obs, 1)[0],)
+        agent = script.Agent(18, args) if name == "snd_atari" else script.Agent(18, 2)
+        return script.forward(agent, obs, args)
+
+    for low, full in zip(outputs(True), outputs(False), strict=True):
+        assert low.dtype == torch.float32 and not torch.equal(low, full)
+        assert (low != low.bfloat16().float()).float().mean() > 0.9
+        torch.testing.assert_close(low, full, rtol=0, atol=0.05 * full.abs().max().item())

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import math
 import os
 import pathlib
 import signal
@@ -285,19 +286,24 @@ def test_the_seed_s_feature_net():
         torch.testing.assert_close(errors, expected * ((predicted - targets) ** 2).sum(-1))
 
 
-def test_log_probabilities_and_entropy_of_the_gaussian():
-    """Against torch.distributions, and the density of one action against its integral."""
+def log_density(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Log of the Gaussian's density at actions x (..., A) -> (...), by its formula."""
+    return (-(((x - mean) / std) ** 2) / 2 - std.log() - math.log(2 * math.pi) / 2).sum(-1)
+
+
+def test_ratio_and_entropy_are_those_of_the_gaussian():
+    """The KL that is logged, ratio - 1 - log ratio, and the entropy, against formulas and an integral."""
     torch.manual_seed(0)
-    mean, log_std = torch.randn(5, 3, 4), torch.randn(4)
-    actions = mean + log_std.exp() * torch.randn(5, 3, 4) * 2
-    normal = Normal(mean, log_std.exp())
-    torch.testing.assert_close(script.gaussian_logprobs(actions, mean, log_std), normal.log_prob(actions).sum(-1))
-    torch.testing.assert_close(script.gaussian_entropy(log_std), normal.entropy().sum(-1)[0, 0])
-    x, m, s = torch.linspace(-30, 30, 60001, dtype=torch.float64)[:, None], torch.tensor([1.5]), torch.tensor([0.7])
-    logp = script.gaussian_logprobs(x, m, s)
-    torch.testing.assert_close(torch.trapezoid(logp.exp(), x[:, 0]), torch.tensor(1.0, dtype=torch.float64))
-    entropy = torch.trapezoid(-logp.exp() * logp, x[:, 0])
-    torch.testing.assert_close(entropy.float(), script.gaussian_entropy(s))
+    mean, std, actions = torch.randn(7, 3), torch.rand(3) + 0.5, torch.randn(7, 3)
+    batch = {"actions": actions, "logprobs": torch.randn(7), "advantages": torch.randn(7)}
+    batch |= {"values": torch.zeros(7, 2), "returns": torch.zeros(7, 2)}
+    _, metrics = script.ppo_loss(Normal(mean, std), torch.zeros(7, 2), batch, script.Args())
+    logratio = log_density(actions, mean, std) - batch["logprobs"]
+    torch.testing.assert_close(metrics["approx_kl"], (logratio.exp() - 1 - logratio).mean())
+    x = torch.linspace(-30, 30, 60001, dtype=torch.float64)[:, None]
+    logp = [log_density(x, torch.zeros(1), s[None].double()) for s in std]
+    entropy = sum(torch.trapezoid(-p.exp() * p, x[:, 0]) for p in logp)
+    torch.testing.assert_close(metrics["entropy"], entropy.float())
 
 
 class Recorded(gym.Env):
@@ -405,6 +411,11 @@ class FakeEnvs:
         self.obs = self.rng.normal(2, 3, (self.N, self.D))
         self.shown.append(self.obs)
 
+    def reset(self) -> None:
+        self.done[:] = False
+        self.steps.append(None)
+        self.show()
+
     def step(self, actions):
         valid = ~self.done
         rewards = self.rng.normal(0.5, 1, self.N)
@@ -426,7 +437,7 @@ def fake_envs(monkeypatch):
 def draws(monkeypatch):
     """The orders in which training went through its samples."""
     seen, randperm = [], torch.randperm
-    monkeypatch.setattr(torch, "randperm", lambda *args: seen.append(randperm(*args)) or seen[-1])
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: seen.append(randperm(*args, **kwargs)) or seen[-1])
     return seen
 
 
@@ -441,6 +452,7 @@ def transcription(args: script.Args, envs: FakeEnvs, orders: list, rollouts: int
         while sum(map(len, rnd_rows)) < args.frozen_obs_norm_steps:  # these steps were a random agent's
             rnd_rows.append(envs.shown[offset + 1][envs.steps[offset][4]])
             offset += 1
+        offset += 1  # the reset
 
     def seen_by_agent() -> torch.Tensor:
         mean, var, _ = plain_moments(agent_rows)
@@ -469,7 +481,7 @@ def transcription(args: script.Args, envs: FakeEnvs, orders: list, rollouts: int
         with torch.no_grad():
             mean, values = agent(x)
             std = agent.log_std.exp()
-            old = Normal(mean[:-1], std).log_prob(torch.from_numpy(actions)).sum(-1)  # (T, N)
+            old = log_density(torch.from_numpy(actions), mean[:-1], std)  # (T, N)
 
         intrinsic, y = np.zeros((T, N)), torch.zeros(T, N, 4)
         if args.int_coef:
@@ -527,11 +539,10 @@ def transcription(args: script.Args, envs: FakeEnvs, orders: list, rollouts: int
                 loss, predictor_loss = 0.0, 0.0
                 for (t, n), advantage in zip(batch, advantages, strict=True):
                     mean, new = agent(x[t, n])
-                    policy = Normal(mean, agent.log_std.exp())
-                    ratio = (policy.log_prob(torch.from_numpy(actions[t, n])).sum() - old[t, n]).exp()
+                    ratio = (log_density(torch.from_numpy(actions[t, n]), mean, agent.log_std.exp()) - old[t, n]).exp()
                     bounded = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                     loss = loss - torch.minimum(ratio * advantage, bounded * advantage)
-                    loss = loss - args.ent_coef * policy.entropy().sum()
+                    loss = loss - args.ent_coef * (agent.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
                     for head in range(H):
                         if H == 1 or (args.int_coef, args.ext_coef)[head] > 0:
                             error, was = (new[head] - returns[t, n, head]) ** 2, values[t, n, head]
@@ -606,7 +617,7 @@ def test_a_rollout_holds_what_happened(fake_envs):
             np.testing.assert_allclose(getattr(rollout, name), locals()[name], rtol=1e-6, err_msg=name)
         mean, values = agent(rollout.inputs)
         torch.testing.assert_close(rollout.values, values.detach())
-        logprobs = Normal(mean[:-1], agent.log_std.exp()).log_prob(rollout.actions).sum(-1)
+        logprobs = log_density(rollout.actions, mean[:-1], agent.log_std.exp())
         torch.testing.assert_close(rollout.logprobs, logprobs.detach())
     mean, var, count = plain_moments(envs.shown[1:])  # the very first is train's to count
     np.testing.assert_allclose(agent.obs_rms.mean, mean, rtol=1e-5)
