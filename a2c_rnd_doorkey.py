@@ -639,15 +639,12 @@ class EpisodeStats:
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
         self.cells = np.zeros((num_envs, 64, 64), bool)  # (N, x, y) likewise: where the agent has been
         self.solved_score = math.inf if solved_score is None else solved_score
-        self.forget()
-
-    def forget(self) -> None:
-        """Forgets past episodes."""
-        self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
-        self.means: dict[str, float] = {}  # of what was logged last
         self.load_state_dict({"recent": []})
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes over what a checkpoint says of past episodes, and forgets all others."""
+        self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
+        self.means: dict[str, float] = {}  # of what was logged last
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
 
     def state_dict(self) -> dict:
@@ -719,14 +716,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -792,9 +787,8 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
-            self.stack.callback(self.writer.close)
+            self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
             raise UserError(f"{self.folder} belongs to a run that is going on") from None
         except OSError as error:
@@ -917,8 +911,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
-            raise ValueError("counters that make no sense")
+        finite = all(x.isfinite().all() for x in saved["agent"].values())
+        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
+            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -960,8 +955,6 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, sum(NUM_CODES) if args.one_hot else 3).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
-        if not all(x.isfinite().all() for x in agent.parameters()):
-            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
@@ -1036,14 +1029,11 @@ def main(argv: list[str] | None = None) -> int:
             return train(args, device, path, saved)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

@@ -864,14 +864,12 @@ class EpisodeStats:
     def __init__(self, num_envs: int):
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
         self.rooms = np.zeros((num_envs, 256), bool)  # (N, 256) likewise
-        self.forget()
+        self.load_state_dict(None)
 
-    def forget(self) -> None:
-        """Forgets past episodes."""
+    def load_state_dict(self, state: dict | None) -> None:
+        """Takes over what a checkpoint says of past episodes; None forgets them."""
+        state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
-        self.load_state_dict({"recent": [], "visited": [], "rooms_best": 0})
-
-    def load_state_dict(self, state: dict) -> None:
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
         self.visited = set(state["visited"])  # the rooms that any environment has been in
         self.announced = set(self.visited)
@@ -921,14 +919,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -999,9 +995,8 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
-            self.stack.callback(self.writer.close)
+            self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
             raise UserError(f"{self.folder} belongs to a run that is going on") from None
         except OSError as error:
@@ -1131,8 +1126,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
-            raise ValueError("counters that make no sense")
+        finite = all(x.isfinite().all() for x in saved["agent"].values())
+        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
+            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -1195,8 +1191,6 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     epsilon, temperature = (0.0, temperature) if args.policy == "boltzmann" else (args.eval_epsilon, None)
     with reading(path):
         agent.load_state_dict(saved["agent"])
-        if not all(x.isfinite().all() for x in agent.parameters()):
-            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
@@ -1269,14 +1263,11 @@ def main(argv: list[str] | None = None) -> int:
             return train(args, device, path, saved)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

@@ -451,7 +451,7 @@ def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run")
             rnd.obs_rms.update(rollout.frames[-1], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs * RANKS
             bar.update(args.num_envs * RANKS)
-    envs.stats.forget()
+    envs.stats.load_state_dict(None)  # these episodes do not count
 
 
 @torch.no_grad()
@@ -591,7 +591,6 @@ def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout = args.num_envs * args.num_steps * RANKS
     whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what is divided into minibatches
-    divided = "a rollout's steps," if args.shuffle else "--num-envs"
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
     for flags, holds, rule in (
@@ -601,7 +600,7 @@ def check_args(args: Args) -> None:
         ("gamma int_gamma gae_lambda sticky_actions", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("learning_rate clip_coef max_grad_norm int_clip", lambda x: 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: 0 < x <= 1, "in (0, 1]"),
-        ("num_minibatches", lambda x: whole % x == 0, f"a divisor of {divided} {whole}"),
+        ("num_minibatches", lambda x: whole % x == 0, f"a divisor of {whole} (N, or with --shuffle T * N)"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
@@ -660,14 +659,12 @@ class EpisodeStats:
     def __init__(self, num_envs: int):
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
         self.rooms = np.zeros((num_envs, 256), bool)  # (N, 256) likewise
-        self.forget()
+        self.load_state_dict(None)
 
-    def forget(self) -> None:
-        """Forgets past episodes."""
+    def load_state_dict(self, state: dict | None) -> None:
+        """Takes over what a checkpoint says of past episodes; None forgets them."""
+        state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
-        self.load_state_dict({"recent": [], "visited": [], "rooms_best": 0})
-
-    def load_state_dict(self, state: dict) -> None:
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
         self.visited = set(state["visited"])  # the rooms that any environment has been in
         self.announced = set(self.visited)
@@ -740,14 +737,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -816,9 +811,8 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
-            self.stack.callback(self.writer.close)
+            self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
             raise UserError(f"{self.folder} belongs to a run that is going on") from None
         except OSError as error:
@@ -854,8 +848,7 @@ class Run:
     def stopped(self) -> bool:
         """Has any rank got a signal? The same answer on all of them."""
         agreed = max(all_ranks(self.signal))
-        if agreed:  # or else one that has come meanwhile would be forgotten
-            self.signal = agreed
+        self.signal = agreed or self.signal  # one that has come meanwhile is not forgotten
         return agreed > 0
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
@@ -944,8 +937,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
-            raise ValueError("counters that make no sense")
+        finite = all(x.isfinite().all() for x in saved["agent"].values())
+        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
+            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -1001,8 +995,6 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, num_heads=1 if args.single_head else 2).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
-        if not all(x.isfinite().all() for x in agent.parameters()):
-            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1

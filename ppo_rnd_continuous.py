@@ -455,7 +455,7 @@ def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
         obs, *_, valid = envs.step(actions.numpy())
         rnd.obs_rms.update(*(torch.from_numpy(x).to(rnd.filtered.device) for x in (obs, valid)))
         steps += valid.sum()
-    envs.stats.forget()
+    envs.stats.load_state_dict({"recent": []})  # these episodes do not count
     envs.reset()
 
 
@@ -640,15 +640,12 @@ class EpisodeStats:
     def __init__(self, num_envs: int, solved_score: float | None):
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
         self.solved_score = math.inf if solved_score is None else solved_score
-        self.forget()
-
-    def forget(self) -> None:
-        """Forgets past episodes, and what those under way have been paid."""
-        self.returns[:], self.lengths[:] = 0, 0
-        self.episodes: list[tuple[float, int, bool]] = []  # (return, length, return above 0) since the last log
         self.load_state_dict({"recent": []})
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes over what a checkpoint says of past episodes, and forgets all others, those under way too."""
+        self.returns[:], self.lengths[:] = 0, 0
+        self.episodes: list[tuple[float, int, bool]] = []  # (return, length, return above 0) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
 
     def state_dict(self) -> dict:
@@ -716,14 +713,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -788,9 +783,8 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
-            self.stack.callback(self.writer.close)
+            self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
             raise UserError(f"{self.folder} belongs to a run that is going on") from None
         except OSError as error:
@@ -905,8 +899,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
-            raise ValueError("counters that make no sense")
+        finite = all(x.isfinite().all() for x in saved["agent"].values())
+        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
+            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -972,8 +967,6 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
         args.num_envs = len(saved["agent"]["filtered"])
         agent = Agent(args, envs.obs.shape[1], envs.low.size, device)
         agent.load_state_dict(saved["agent"])
-        if not all(x.isfinite().all() for x in agent.parameters()):
-            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes of {args.env_id} in {envs.backend}")
     torch.manual_seed(args.seed)
     for episode, seed in enumerate(seeds.tolist()):
@@ -1042,14 +1035,11 @@ def main(argv: list[str] | None = None) -> int:
             return train(args, device, path, saved)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

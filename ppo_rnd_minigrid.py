@@ -512,7 +512,7 @@ def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
         inputs = encode(to_tensor(envs.views).to(rnd.filtered.device), args.rnd_obs)
         rnd.obs_rms.update(inputs, torch.from_numpy(valid).to(inputs.device))
         steps += valid.sum()
-    envs.stats.forget()
+    envs.stats.load_state_dict({"recent": []})  # these episodes do not count
 
 
 @torch.no_grad()
@@ -698,15 +698,12 @@ class EpisodeStats:
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
         self.cells = np.zeros((num_envs, 64, 64), bool)  # (N, x, y) likewise: where the agent has been
         self.solved_score = math.inf if solved_score is None else solved_score
-        self.forget()
-
-    def forget(self) -> None:
-        """Forgets past episodes."""
-        self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
-        self.means: dict[str, float] = {}  # of what was logged last
         self.load_state_dict({"recent": []})
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes over what a checkpoint says of past episodes, and forgets all others."""
+        self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
+        self.means: dict[str, float] = {}  # of what was logged last
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
 
     def state_dict(self) -> dict:
@@ -778,14 +775,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -850,9 +845,8 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
-            self.stack.callback(self.writer.close)
+            self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
             raise UserError(f"{self.folder} belongs to a run that is going on") from None
         except OSError as error:
@@ -967,8 +961,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
-            raise ValueError("counters that make no sense")
+        finite = all(x.isfinite().all() for x in saved["agent"].values())
+        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
+            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -1010,8 +1005,6 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, 1 if args.single_head else 2, NUM_INPUTS[args.policy_obs]).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
-        if not all(x.isfinite().all() for x in agent.parameters()):
-            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
@@ -1081,14 +1074,11 @@ def main(argv: list[str] | None = None) -> int:
             return train(args, device, path, saved)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

@@ -548,14 +548,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -848,14 +846,11 @@ def main(argv: list[str] | None = None) -> int:
             return train(args, device)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, UserError) else 1
         finally:
             torch.set_num_threads(threads)
 

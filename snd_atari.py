@@ -689,7 +689,7 @@ def warm_up(envs: AtariEnvs, snd: SND, rollout: Rollout, args: Args, run: "Run")
             snd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs * RANKS
             bar.update(args.num_envs * RANKS)
-    envs.stats.forget()
+    envs.stats.load_state_dict(None)  # these episodes do not count
 
 
 @torch.no_grad()
@@ -935,14 +935,12 @@ class EpisodeStats:
     def __init__(self, num_envs: int):
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
         self.rooms = np.zeros((num_envs, 256), bool)  # (N, 256) likewise
-        self.forget()
+        self.load_state_dict(None)
 
-    def forget(self) -> None:
-        """Forgets past episodes."""
+    def load_state_dict(self, state: dict | None) -> None:
+        """Takes over what a checkpoint says of past episodes; None forgets them."""
+        state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
-        self.load_state_dict({"recent": [], "visited": [], "rooms_best": 0})
-
-    def load_state_dict(self, state: dict) -> None:
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
         self.visited = set(state["visited"])  # the rooms that any environment has been in
         self.announced = set(self.visited)
@@ -1036,14 +1034,12 @@ class Console:
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # nobody reads it: from now on, nowhere
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except RuntimeError:  # a signal's line in the middle of another one
-            pass
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -1112,9 +1108,8 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.step + 1 if path else None)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
-            self.stack.callback(self.writer.close)
+            self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
             raise UserError(f"{self.folder} belongs to a run that is going on") from None
         except OSError as error:
@@ -1151,8 +1146,7 @@ class Run:
     def stopped(self) -> bool:
         """Has any rank got a signal? The same answer on all of them."""
         agreed = max(all_ranks(self.signal))
-        if agreed:  # or else one that has come meanwhile would be forgotten
-            self.signal = agreed
+        self.signal = agreed or self.signal  # one that has come meanwhile is not forgotten
         return agreed > 0
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
@@ -1243,8 +1237,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        if type(saved["step"]) is not int or saved["step"] < 0 or not saved["seconds"] + saved["best_score"] < math.inf:
-            raise ValueError("counters that make no sense")
+        finite = all(x.isfinite().all() for x in saved["agent"].values())
+        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
+            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -1300,8 +1295,6 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     agent = Agent(env.action_space.n, args).to(device)
     with reading(path):
         agent.load_state_dict(saved["agent"])
-        if not all(x.isfinite().all() for x in agent.parameters()):
-            raise ValueError("weights that are not finite")
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1

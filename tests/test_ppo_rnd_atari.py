@@ -719,8 +719,11 @@ def test_the_best_checkpoint_wants_a_hundred_episodes(atari_pool, tmp_path, monk
         (["--num-envs", -4], "--num-envs -4: must be at least 1"),
         (["--num-steps", 0], "--num-steps 0: must be at least 1"),
         (["--num-minibatches", 0], "--num-minibatches 0: must be at least 1"),
-        (["--num-minibatches", 3], "--num-minibatches 3: must be a divisor of --num-envs 128"),
-        (["--num-minibatches", 3, "--shuffle"], "--num-minibatches 3: must be a divisor of a rollout's steps, 16384"),
+        (["--num-minibatches", 3], "--num-minibatches 3: must be a divisor of 128 (N, or with --shuffle T * N)"),
+        (
+            ["--num-minibatches", 3, "--shuffle"],
+            "--num-minibatches 3: must be a divisor of 16384 (N, or with --shuffle T * N)",
+        ),
         (["--gamma", 1.5], "--gamma 1.5: must be in [0, 1]"),
         (["--int-gamma", -0.1], "--int-gamma -0.1: must be in [0, 1]"),
         (["--gae-lambda", "nan"], "--gae-lambda nan: must be in [0, 1]"),
