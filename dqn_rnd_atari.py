@@ -154,7 +154,7 @@ class Args:
     # RND
     int_coef: float = 1.0  # weight of the intrinsic value; 0: no bonus, not even computed
     ext_coef: float = 1.0  # weight of the extrinsic value; 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream; --single-head has gamma
+    int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter
     int_episodic: bool = False  # let the intrinsic stream end with the episode
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext
     bonus_from: Literal["collection", "replay"] = "replay"  # when the bonus is computed: once, or when drawn
@@ -650,8 +650,8 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
         rnd.return_rms.update(raw, valid)
     else:
         if step >= args.learning_starts / 2:
-            gamma = args.gamma if args.single_head else args.int_gamma
-            rnd.filtered = torch.where(valid, gamma * rnd.filtered + raw, rnd.filtered)  # over episode ends too
+            filtered = args.int_gamma * rnd.filtered + raw  # over episode ends too
+            rnd.filtered = torch.where(valid, filtered, rnd.filtered)
             rnd.return_rms.update(rnd.filtered, valid)
         if args.obs_norm == "running" or random_agent:
             rnd.obs_rms.update(screens, valid)

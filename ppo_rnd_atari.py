@@ -129,7 +129,7 @@ class Args:
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (table 5); 0: PPO, and the bonus is only logged
     ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream (table 5)
+    int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (table 5)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)

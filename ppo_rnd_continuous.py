@@ -133,7 +133,7 @@ class Args:
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO on ext_coef * A_ext
     ext_coef: float = 2.0  # the same, extrinsic (paper: 2); with --norm-adv and two heads their ratio counts
-    int_gamma: float = 0.99  # discount of the intrinsic stream (paper: 0.99)
+    int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (paper: 0.99)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no)
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (paper: no)
     int_norm: bool = True  # divide the bonus by the running std of its discounted return (paper: yes)

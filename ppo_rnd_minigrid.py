@@ -134,7 +134,7 @@ class Args:
     episodic_bonus: Literal["first-visit", "sqrt-count", "none"] = "first-visit"  # the second factor
     int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO without the bonus
     ext_coef: float = 10.0  # weight of the extrinsic advantage (paper: 2); 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream (paper: 0.99)
+    int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (paper: 0.99)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; others: yes)
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (paper: no)
     int_norm: bool = True  # divide the bonus by the running std of its discounted return (paper: yes)
