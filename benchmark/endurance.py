@@ -11,6 +11,7 @@ SIGKILL and the run is resumed; after --minutes it gets SIGTERM and saves. The s
 import argparse
 import csv
 import datetime
+import math
 import pathlib
 import re
 import signal
@@ -60,15 +61,15 @@ def watch(run: pathlib.Path, command: list[str], minutes: float, how: signal.Sig
 
 
 def print_table(lines: list[dict[str, str]]) -> None:
-    """A line for each process. Memory is compared from its tenth minute on, when everything has been used once."""
-    print("| run | process | minutes | memory in MB at 10, at the end | growth | logs, MB | step of latest.pt |")
+    """A line for each process. Memory is compared with its tenth minute, when everything has been used once."""
+    print("| run | process | minutes | memory in MB at 10, at most after | growth | logs, MB | step of latest.pt |")
     print("|---|---|---|---|---|---|---|")
     for process in dict.fromkeys(line["process"] for line in lines):
         of = [line for line in lines if line["process"] == process]
-        first = next((line for line in of if float(line["minutes"]) >= 10), of[-1])
-        start, end = float(first["memory_mb"]), float(of[-1]["memory_mb"])
-        print(f"| {of[0]['run']} | {process} | {of[-1]['minutes']} | {start:,.0f}, {end:,.0f}", end=" | ")
-        print(f"{100 * (end / start - 1):+.1f} % | {of[-1]['logs_mb']}", end=" | ")
+        later = [float(line["memory_mb"]) for line in of if float(line["minutes"]) >= 10]
+        start, most = (later[0], max(later)) if later else (math.nan, math.nan)
+        print(f"| {of[0]['run']} | {process} | {of[-1]['minutes']} | {start:,.0f}, {most:,.0f}", end=" | ")
+        print(f"{100 * (most / start - 1):.1f} % | {of[-1]['logs_mb']}", end=" | ")
         print(f"{int(of[0]['step']):,} to {int(of[-1]['step']):,} |")
 
 
