@@ -1030,7 +1030,7 @@ class Console:
 
     def __init__(self, stream: io.TextIOBase | None):
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before the start)
-        with contextlib.suppress(AttributeError):  # a notebook's
+        with contextlib.suppress(AttributeError, ValueError):  # a notebook's, one that is closed
             self.stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> None:

@@ -741,3 +741,12 @@ def test_the_bonus_finds_and_keeps_the_far_goal(tmp_path):
     step, _, success, length = saved["curve"][-1]
     assert success >= 0.95 and length == 50 and step <= 5e6
     assert time.process_time() - start < 60
+
+
+def test_a_closed_stdout_costs_nothing_but_the_lines(tmp_path):
+    """Not None, as with >&- in a shell, but a stream that has been closed, as in some notebooks."""
+    words = ["--goal", "9-1", "--total-episodes", "8", "--runs-dir", str(tmp_path)]
+    code = f"import sys, reinforce_rnd_maze as m; sys.stdout.close(); sys.exit(m.main({words}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len([*tmp_path.glob("*/latest.pt")]) == 1
