@@ -64,11 +64,11 @@ def print_table(lines: list[dict[str, str]]) -> None:
     """A line for each process. Memory is compared with its tenth minute, when everything has been used once."""
     print("| run | process | minutes | memory in MB at 10, at most after | growth | logs, MB | step of latest.pt |")
     print("|---|---|---|---|---|---|---|")
-    for process in dict.fromkeys(line["process"] for line in lines):
-        of = [line for line in lines if line["process"] == process]
+    for key in dict.fromkeys((line["run"], line["process"]) for line in lines):
+        of = [line for line in lines if (line["run"], line["process"]) == key]
         later = [float(line["memory_mb"]) for line in of if float(line["minutes"]) >= 10]
         start, most = (later[0], max(later)) if later else (math.nan, math.nan)
-        print(f"| {of[0]['run']} | {process} | {of[-1]['minutes']} | {start:,.0f}, {most:,.0f}", end=" | ")
+        print(f"| {key[0]} | {key[1]} | {of[-1]['minutes']} | {start:,.0f}, {most:,.0f}", end=" | ")
         print(f"{100 * (most / start - 1):.1f} % | {of[-1]['logs_mb']}", end=" | ")
         print(f"{int(of[0]['step']):,} to {int(of[-1]['step']):,} |")
 

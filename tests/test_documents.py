@@ -10,6 +10,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmark"))
 import continuous
 import doorkey
+import endurance
 import maze
 import minigrid_runs
 import ram
@@ -90,6 +91,7 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
         ("continuous", continuous, ()),
         ("ram", ram, ()),
         ("ram_before", ram, ()),
+        ("endurance", endurance, ()),
         ("minigrid_ablations", minigrid_runs, (minigrid_runs.ROWS["ablations"],)),
     ],
 )
