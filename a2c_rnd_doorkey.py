@@ -702,8 +702,9 @@ def diagnostics(
         "charts/unique_views": (rollout.index.max() + 1) / rollout.index.numel(),
     }
     for head, suffix in enumerate(("_int", "_ext")):
-        explained = explained_variance(rollout.values[:-1, :, head], returns[..., head], rollout.valid)
-        scalars[f"losses/explained_variance{suffix}"] = explained
+        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
+        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
     return scalars
 
 

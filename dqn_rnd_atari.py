@@ -713,8 +713,10 @@ def update(
     """One update for each --update-every steps of those just collected. Returns means to log."""
     device, num_new = rnd.filtered.device, args.num_envs * args.num_steps
     totals: dict[str, Tensor] = collections.defaultdict(float)
-    # from the second half of the random agent's steps on: then the frames' statistics have been started
-    if args.int_coef > 0 and args.predictor_from == "collection" and step >= args.learning_starts / 2:
+    # from the second half of the random agent's steps on: then the frames' statistics have been started (released
+    # code: from the first frame on)
+    begun = step >= args.learning_starts / 2 or args.bonus_norm == "released"
+    if args.int_coef > 0 and args.predictor_from == "collection" and begun:
         where = replay.rows(replay.count - args.num_steps, replay.count)
         screens, valid = replay.screens_after(*where).to(device), replay.at("valid", *where).to(device)
         totals["losses/predictor_loss"] = learn_predictor(rnd, optimizer, screens, valid, args)

@@ -699,8 +699,9 @@ def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, ret
         "charts/action_std": agent.log_std.exp().mean(),
     }
     for head, suffix in enumerate(("_int", "_ext") if returns.shape[2] == 2 else ("",)):
-        explained = explained_variance(rollout.values[:-1, :, head], returns[..., head], rollout.valid)
-        scalars[f"losses/explained_variance{suffix}"] = explained
+        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
+        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
+        scalars[f"losses/advantage_rms{suffix}"] = (targets - values)[valid].square().mean().sqrt()
     return scalars
 
 

@@ -1020,8 +1020,9 @@ def diagnostics(
     if args.int_norm:
         scalars["rnd/intrinsic_return_std"] = snd.return_rms.var.sqrt().float()
     for head, suffix in enumerate(stream_coefs(args)):
-        explained = explained_variance(rollout.values[:-1, :, head], returns[..., head], rollout.valid)
-        scalars[f"losses/explained_variance{suffix}"] = explained
+        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
+        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
     return scalars
 
 

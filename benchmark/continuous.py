@@ -29,7 +29,9 @@ SPARSE = {  # steps; a score that says that the task is solved, or that the agen
     "MountainCarContinuous": ("2e5", 90),
     "CartpoleSwingupSparse": ("1e6", 100),
     "AcrobotSwingupSparse": ("1e6", 10),
-    "PointMaze_Medium_Diverse_GR": ("1e6", 100),  # 1 for each of 600 steps near the goal; a random agent has some 1
+    # 1 for each of 600 steps near the goal. GR: the goal may be where episodes start; G: it is elsewhere
+    "PointMaze_Medium_Diverse_GR": ("1e6", 100),
+    "PointMaze_Medium_Diverse_G": ("1e6", 100),
 }
 VARIANTS = {"PPO": "--int-coef 0", "PPO + RND": ""}
 ROWS = {  # row -> (flags, seeds)
@@ -47,6 +49,14 @@ ROWS |= {
     f"{task}, as CleanRL": (f"--env-id {task} --total-timesteps 1e6 {CLEANRL}".split(), 5)
     for task in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 }
+# What our defaults change of CleanRL's settings, each on its own.
+PARTS = {"one environment": "--num-envs 1 --num-steps 2048", "value gain 1": "--value-gain 1"}
+PARTS |= {"a cut is an end": "--no-bootstrap-truncated", "values not clipped": "--no-clip-vloss"}
+ROWS |= {
+    f"{task}, PPO, {part}": (f"--env-id {task} --total-timesteps 1e6 --int-coef 0 {flags}".split(), 5)
+    for task in ("HalfCheetah-v5", "Hopper-v5")
+    for part, flags in PARTS.items()
+}
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -55,7 +65,11 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
     steps, scores = curve(run, "charts/score", "steps")
     level = SPARSE.get(job.row.split(",")[0], ("", np.inf))[1]
     returns, error = evaluation(SCRIPT, folder)
+    at, paid = curve(run, "charts/return_above_0", "steps")
     return {
+        "flags": " ".join(job.flags),
+        "commit": run.flags.get("commit", ""),
+        "first_paid": next(iter(at[paid > 0]), ""),
         "solved_at": next(iter(steps[scores > level]), ""),
         "steps": run.steps[-1],
         "score": f"{scores[-1]:.2f}" if len(scores) else "",
@@ -86,12 +100,15 @@ def print_table(runs: list[dict]) -> None:
         if mine := [r for r in runs if r["row"] == row]:
             cells = [str(len(mine))]
             for column in ("score", "evaluation"):
-                mean, low, high = interval(np.array([float(r[column] or "nan") for r in mine]))
+                values = [float(r[column]) for r in mine if r[column] != ""]
+                if not values:
+                    cells.append("")
+                    continue
+                mean, low, high = interval(np.array(values))
                 form = ",.0f" if abs(mean) >= 100 else ".2f"
                 cells.append(f"{mean:{form}} ({low:{form}} to {high:{form}})")
-                if column == "score" and len(mine) > 1:
-                    scores = [float(r[column]) for r in mine]
-                    cells[-1] += f"; {np.mean(scores):{form}} +- {np.std(scores, ddof=1):{form}}"
+                if column == "score" and len(values) > 1:
+                    cells[-1] += f"; {np.mean(values):{form}} +- {np.std(values, ddof=1):{form}}"
             solved = [r["solved_at"] for r in mine if r["solved_at"]]
             at = spread(solved, ".3f", 1e6, "never")
             cells.append(f"{len(solved)} of {len(mine)}: {at}" if row.split(",")[0] in SPARSE else "")
@@ -116,9 +133,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
         panel.set(title=task, xlabel="million steps")
         panel.set_xlim(left=0)
         panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=7)
     for panel in panels[:, 0]:
         panel.set_ylabel("mean return, last 100 episodes")
-    panels[0, 0].legend(frameon=False, fontsize=8, loc="center right")
     figure.savefig(path, dpi=110)
 
 

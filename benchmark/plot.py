@@ -50,6 +50,8 @@ NAMES = {  # scalar -> title and y axis of its panel
     "losses/clipfrac": ("clipped samples", "share"),
     "losses/explained_variance_int": ("variance explained by the intrinsic values", "share"),
     "losses/explained_variance_ext": ("variance explained by the extrinsic values", "share"),
+    "losses/advantage_rms_int": ("intrinsic advantages", "root mean square"),
+    "losses/advantage_rms_ext": ("extrinsic advantages", "root mean square"),
 }  # of others the tag's words
 
 

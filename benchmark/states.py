@@ -1,13 +1,14 @@
 """Where ppo_rnd_continuous.py goes while it learns, without the bonus and with it: a picture.
 
-    python benchmark/states.py --seed 4 --out docs/results/continuous_states.png
+    python benchmark/states.py --seed 4 --out docs/results/continuous_states.png -- --total-timesteps 2e5
 
-Trains once with --int-coef 0 and once with the script's default, and counts the observations of all steps in a grid of
-two of their entries (--entries; of the mountain car position and velocity). What stands after -- are flags of the
-script, for both.
+Trains once with --int-coef 0 and once with the script's default, and counts the observations of the first --steps
+steps in a grid of two of their entries (--entries; of the mountain car position and velocity). What stands after --
+are flags of the script, for both: with a run's own --total-timesteps its steps are those of the run.
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
 import tempfile
@@ -23,17 +24,23 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 
 
-def visited(flags: list[str]) -> np.ndarray:
-    """The observations (K, D) of all steps of a training run with these flags, resets left out."""
+class EnoughSeen(Exception):
+    """Ends a training run before its time."""
+
+
+def visited(flags: list[str], steps: int) -> np.ndarray:
+    """The observations (K, D) of a training run with these flags, at its first steps, resets left out."""
     seen, collect = [], script.collect
 
     def watch(envs, agent, rollout, args) -> None:
+        if len(seen) * rollout.valid.numel() >= steps:
+            raise EnoughSeen
         collect(envs, agent, rollout, args)
         seen.append(rollout.obs[1:][rollout.valid].cpu().numpy())
 
     script.collect = watch
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EnoughSeen):
             if status := script.main([*flags, "--runs-dir", folder]):
                 sys.exit(status)
     finally:
@@ -61,15 +68,15 @@ def draw(clouds: dict[str, np.ndarray], names: tuple[str, str], path: pathlib.Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="MountainCarContinuous")
-    parser.add_argument("--steps", default="30000", help="environment steps of each run")
+    parser.add_argument("--steps", type=int, default=30000, help="how many environment steps of each run")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--entries", nargs=2, type=int, default=[0, 1], help="which two of an observation")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the picture")
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
-    common = ["--env-id", args.env_id, "--total-timesteps", args.steps, "--seed", args.seed, *args.flags]
+    common = ["--env-id", args.env_id, "--seed", args.seed, *args.flags]
     variants = {"without the bonus": ["--int-coef", "0"], "with it": []}
-    clouds = {title: visited([*common, *flags])[:, args.entries] for title, flags in variants.items()}
+    clouds = {title: visited([*common, *flags], args.steps)[:, args.entries] for title, flags in variants.items()}
     is_car = args.env_id.startswith("MountainCar") and args.entries == [0, 1]
     draw(clouds, ("position", "velocity") if is_car else tuple(f"entry {k}" for k in args.entries), args.out)
     print(args.out)

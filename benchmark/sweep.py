@@ -183,15 +183,20 @@ def fill_table(
     if args.redraw:
         return read_table(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(line["row"], int(line["seed"])) for line in read_table(path)}
+    lines = read_table(path)
+    for line in lines:  # a row whose flags have been changed since
+        if line["row"] in rows and line.get("flags") not in (None, " ".join(rows[line["row"]][0])):
+            sys.exit(f"{path}: {line['row']}, seed {line['seed']}, was run with other flags; take its line out")
+    done = {(line["row"], int(line["seed"])) for line in lines}
     jobs = [Job(row, flags, seed) for row, (flags, seeds) in rows.items() for seed in range(1, seeds + 1)]
+    jobs.sort(key=lambda job: job.seed)  # first one seed of every row
     jobs = [job for job in jobs if job.row.startswith(tuple(args.rows)) and job.seed in (args.seeds or [job.seed])]
     if not jobs:
         sys.exit(f"no such rows and seeds; the rows are: {'; '.join(rows)}")
     with open(path, "a", newline="") as file:
 
         def note(job: Job, line: dict) -> str:
-            writer = csv.DictWriter(file, line)
+            writer = csv.DictWriter(file, lines[0] if lines else line)  # ValueError at a column that is new
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(line)
@@ -212,9 +217,9 @@ def fill_table(
     return read_table(path), status
 
 
-def evaluation(script: pathlib.Path, folder: pathlib.Path) -> tuple[str, str]:
-    """Mean return and standard error of a run's last agent in 100 fresh episodes."""
-    flags = ["--evaluate", str(folder), "--eval-episodes", "100", "--seed", "1000"]
+def evaluation(script: pathlib.Path, folder: pathlib.Path, episodes: int = 100, *more: str) -> tuple[str, str]:
+    """Mean return and standard error of a run's last agent in fresh episodes. more: further flags."""
+    flags = ["--evaluate", str(folder), "--eval-episodes", str(episodes), "--seed", "1000", *more]
     done = subprocess.run(
         [sys.executable, str(script), *flags], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

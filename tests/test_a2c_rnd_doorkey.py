@@ -708,7 +708,7 @@ def test_a_run_leaves_what_was_promised(finished):
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy predictor_loss grad_norm max_logit"
     expected = {f"losses/{name}" for name in losses.split()}
     expected |= {f"rnd/{name}" for name in ("intrinsic_reward", "intrinsic_return_std", "cells_visited")}
-    expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
+    expected |= {f"losses/{x}{suffix}" for x in ("explained_variance", "advantage_rms") for suffix in ("_int", "_ext")}
     charts = "SPS learning_rate unique_views episodic_return episodic_length success_rate"
     assert set(scalars) == expected | {f"charts/{name}" for name in charts.split()}
     assert [step for step, _ in scalars["losses/entropy"]] == list(range(64, 3201, 64))

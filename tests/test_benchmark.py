@@ -130,6 +130,29 @@ def test_the_controls_of_doorkey_change_the_bonus_and_nothing_else(monkeypatch):
         script.novelty, script.intrinsic_rewards = own
 
 
+def test_the_control_of_dqn_turns_the_entropy_round(monkeypatch):
+    """V = E_pi[Q] - alpha * H(pi), by a sum over the actions."""
+    script = importlib.import_module("dqn_rnd_atari")
+    monkeypatch.setattr(script, "next_value", script.next_value)  # puts it back
+    importlib.import_module("dqn_reversed")
+    q = torch.randn(5, 4, dtype=torch.float64)
+    pi = (q / 0.3).softmax(1)
+    args = script.Args(backup="soft", single_head=True)
+    found = script.next_value(q[:, None, None], q, 0.3, args)[:, 0, 0]
+    torch.testing.assert_close(found, (pi * q).sum(1) + 0.3 * (pi * pi.log()).sum(1))
+
+
+def test_rows_of_the_dqn_table(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dqn, "evaluation", lambda *a: asked.append(a[2:]) or ("390.0", "7.5"))
+    folder = make_run(tmp_path / "M__s__1__x", [100.0, 200.0, 300.0, 350.0])  # episodes of 2 and 4 at steps 200, 400
+    (folder / "replay.pt").touch()
+    line = dqn.measure(sweep.Job("Pong, RAM, DQN", ["--obs", "ram"], 1), folder)
+    assert line["flags"] == "--obs ram" and line["score"] == "350.00" and line["first_reward"] == 200
+    assert line["before_1m"] == "" and line["before_end"] == "3.00" and line["rooms"] == ""
+    assert asked == [(30, "--policy", "epsilon-greedy")] and not (folder / "replay.pt").exists()
+
+
 def test_table_of_runs_and_back(tmp_path):
     folder = make_run(tmp_path / "Game-v5__ppo_rnd_atari__7__20260102-030405-123456", [0.5, 1.5, 2.5, 3.5])
     run = plot.from_folder(folder)
@@ -340,6 +363,11 @@ def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
     assert (
         status == 1 and again == lines and len([*(tmp_path / "other").rglob("output.txt")]) == 1
     )  # the broken one alone
+    args.out.with_suffix(".csv").write_text("row,seed,flags\nfirst,1,\n")
+    args.rows = ["first"]
+    assert sweep.fill_table(script, {"first": ([], 1)}, args, measure, tell=str)[1] == 0
+    with pytest.raises(SystemExit, match="first, seed 1, was run with other flags"):
+        sweep.fill_table(script, {"first": (["--add", "1"], 1)}, args, measure, tell=str)
 
 
 def test_rows_of_the_ram_table(tmp_path, monkeypatch):
@@ -364,8 +392,9 @@ def test_states_that_a_run_has_visited(tmp_path):
 
     collect = script.collect
     flags = "--env-id Pendulum-v1 --num-envs 2 --num-steps 250 --num-minibatches 1 --total-timesteps 1000"
-    seen = states.visited(flags.split())
-    assert script.collect is collect
+    seen = states.visited(flags.split(), 1000)
+    first = states.visited(flags.split(), 400)  # ends with the rollout that has the 400th step
+    assert script.collect is collect and np.array_equal(first, seen[: len(first)]) and len(first) == 500 - 2
     assert seen.shape == (1000 - 2 * 2, 3)  # an episode has 200 steps: both environments are reset at steps 201 and 402
     np.testing.assert_allclose(np.hypot(seen[:, 0], seen[:, 1]), 1, rtol=1e-4)  # cosine and sine
     states.draw({"one": seen[:, :2], "two": seen[:9, :2]}, ("cosine", "sine"), tmp_path / "states.png")

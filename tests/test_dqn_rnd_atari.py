@@ -609,13 +609,21 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
         torch.testing.assert_close(slow.state_dict()[name], q[name], rtol=1e-7, atol=1e-9)
 
 
+def test_with_the_released_normaliser_the_predictor_learns_from_the_first_frame_on(atari_pool, tmp_path):
+    """Its moments of the bonus begin there, and would for ever remember errors of before."""
+    for norm, first in (("return", 32), ("released", 16)):
+        args = small_args(bonus_norm=norm, bonus_from="collection", log_interval=1)
+        logged = read_scalars(train_here(script, args, tmp_path / norm))["losses/predictor_loss"]
+        assert [step for step, _ in logged] == [*range(first, 97, 16)]
+
+
 @pytest.mark.parametrize("where", ["collection", "replay"])
 def test_the_predictor_learns_from_the_newest_frames_or_from_those_drawn(where, atari_pool, tmp_path, monkeypatch):
     seen, learn = [], script.learn_predictor
     monkeypatch.setattr(script, "learn_predictor", lambda *a: seen.append((a[2].clone(), a[3].clone())) or learn(*a))
     train_here(script, small_args(predictor_from=where, buffer_size=400), tmp_path)
     if where == "collection":
-        rows = AtariPool.log[4:]  # learning starts with 32 steps of 4 environments
+        rows = AtariPool.log[4:]  # from 16 steps of 4 environments on, half of those before learning starts
         assert [n for frames, _ in seen for n in frame_numbers(frames)] == [
             n for step in rows for n in frame_numbers(step["frame"])
         ]

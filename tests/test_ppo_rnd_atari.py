@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import pathlib
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,6 +234,18 @@ def test_small_statistics():
     expected = 1 - np.var([-0.5, 0, 0.5]) / np.var([0, 1, 2])
     np.testing.assert_allclose(script.explained_variance(values, returns, valid[None]), expected, rtol=1e-6)
     assert script.explained_variance(9 * values, returns, valid[None]) == -1
+
+
+def test_how_loud_each_stream_is():
+    """The root mean square of its advantages, without the reset steps."""
+    torch.manual_seed(0)
+    values, returns, valid = torch.randn(6, 3, 2), torch.randn(5, 3, 2), torch.rand(5, 3) < 0.7
+    rollout = SimpleNamespace(values=values, valid=valid, dones=valid, obs=torch.zeros(6, 3))
+    rnd = SimpleNamespace(return_rms=SimpleNamespace(var=torch.ones(())))
+    found = script.diagnostics(lambda obs: (obs, None), rnd, rollout, torch.zeros(5, 3), returns)
+    for head, suffix in enumerate(("_int", "_ext")):
+        of = [(returns[t, n, head] - values[t, n, head]).item() for t in range(5) for n in range(3) if valid[t, n]]
+        assert np.isclose(found[f"losses/advantage_rms{suffix}"], np.mean(np.square(of)) ** 0.5)
 
 
 # --------------------------------------------------------------------------------------------------- Networks
@@ -839,7 +852,7 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     scalars = read_scalars(run_dir)
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy approx_kl clipfrac predictor_loss grad_norm"
     expected = {f"losses/{name}" for name in (losses + " max_logit").split()}
-    expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
+    expected |= {f"losses/{x}{suffix}" for x in ("explained_variance", "advantage_rms") for suffix in ("_int", "_ext")}
     expected |= {
         f"rnd/{x}"
         for x in (

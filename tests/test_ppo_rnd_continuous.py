@@ -854,7 +854,8 @@ def test_a_run_as_a_user_sees_it(tmp_path, capsys, monkeypatch, env_id):
     scalars = read_scalars(run_dir)
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy approx_kl clipfrac predictor_loss grad_norm"
     expected = {f"losses/{name}" for name in losses.split()} | {"charts/SPS", "charts/learning_rate"}
-    expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")} | {"charts/action_std"}
+    expected |= {f"losses/{x}{suffix}" for x in ("explained_variance", "advantage_rms") for suffix in ("_int", "_ext")}
+    expected |= {"charts/action_std"}
     expected |= {"rnd/intrinsic_reward", "rnd/intrinsic_return_std"}
     episodes = {f"charts/{name}" for name in ("episodic_return", "episodic_length", "return_above_0")}
     if env_id == "InvertedPendulum" or episodes & set(scalars):  # of the car, perhaps no episode has ended

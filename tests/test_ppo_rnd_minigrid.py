@@ -803,7 +803,7 @@ def test_a_run_as_a_user_sees_it(tmp_path, capsys, monkeypatch):
     scalars = read_scalars(run_dir)
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy approx_kl clipfrac predictor_loss grad_norm"
     expected = {f"losses/{name}" for name in (losses + " max_logit").split()}
-    expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
+    expected |= {f"losses/{x}{suffix}" for x in ("explained_variance", "advantage_rms") for suffix in ("_int", "_ext")}
     expected |= {"rnd/intrinsic_reward", "rnd/intrinsic_return_std", "rnd/cells_visited"}
     charts = "SPS learning_rate unique_views episodic_return episodic_length success_rate"
     assert set(scalars) == expected | {f"charts/{name}" for name in charts.split()}

@@ -886,7 +886,7 @@ def test_a_run_as_a_user_sees_it(tmp_path, monkeypatch, capsys):
     scalars = read_scalars(run_dir)
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy approx_kl clipfrac predictor_loss grad_norm"
     expected = {f"losses/{name}" for name in f"{losses} target_loss magnitude max_logit".split()}
-    expected |= {f"losses/explained_variance{suffix}" for suffix in ("_int", "_ext")}
+    expected |= {f"losses/{x}{suffix}" for x in ("explained_variance", "advantage_rms") for suffix in ("_int", "_ext")}
     names = ("intrinsic_reward", "error", "rooms_visited", "rooms_best_episode", "rooms_by_image")
     expected |= {f"rnd/{name}" for name in names}
     assert set(scalars) == expected | {"charts/SPS", "charts/learning_rate"}
@@ -956,7 +956,7 @@ def test_a_third_stream_and_bf16_go_all_the_way(atari_pool, tmp_path, capsys):
     run_dir = train_here(script, args, tmp_path)
     assert call_main(script, capsys, "--resume", run_dir, "--total-timesteps", 128)[0] == 0
     scalars = read_scalars(run_dir)
-    for name in ("losses/value_loss_spread", "losses/explained_variance_spread", "rnd/spread"):
+    for name in ("losses/value_loss_spread", "losses/advantage_rms_spread", "rnd/spread"):
         assert [step for step, _ in scalars[name]] == [64, 128], name
     path, saved = script.load_checkpoint(str(run_dir))
     saved["agent"] = script.Agent(18, args).state_dict()  # of a real game
