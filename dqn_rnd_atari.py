@@ -448,7 +448,7 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
 
     max, double       Z(argmax q) (Mnih et al. 2015; van Hasselt et al. 2016, eq. 4)
     softmax           sum of pi(a) Z(a), pi = softmax(q / alpha) (Song et al. 2019, eq. 2)
-    soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 3): in the mean alpha * logsumexp(q / alpha)
+    soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 5): in the mean alpha * logsumexp(q / alpha)
 
     Entropy is a reward: its sign is plus. It is divided by the weight of the last head, which gets it, so that
     the total value gains alpha * H(pi). Of n steps it would count one, so n must be 1. Entropy alone makes
@@ -491,7 +491,7 @@ def n_step_return(rewards: Tensor, alive: Tensor, gamma: float) -> tuple[Tensor,
 
 
 def quantile_huber(z: Tensor, targets: Tensor, taus: Tensor) -> Tensor:
-    """Quantile Huber loss (B, K), kappa = 1, the mean over the targets (Dabney et al. 2018, eq. 2 and 3).
+    """Quantile Huber loss (B, K), kappa = 1, the mean over the targets (Dabney et al. 2018, eq. 1 and 3).
 
     Args: z and taus (B, K), quantiles that learn and where they are; targets (B, K'), samples of the return.
     """

@@ -194,9 +194,9 @@ class AtariEnvs:
         """
         frames, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        # paper: a terminal step is rewarded for the first frame of the next episode, here: for its own last
-        # frame, because EnvPool shows it. The time limit counts as an end for the extrinsic stream, as in the
-        # reference.
+        # paper: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
+        # EnvPool shows with it, at a game over mostly that of the step before. The time limit counts as an end
+        # for the extrinsic stream, as in the reference.
         self.done = terminated | truncated
         rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
         self.stats.add(rewards, self.done, valid, rooms)
@@ -451,7 +451,7 @@ def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run")
             rnd.obs_rms.update(rollout.frames[-1], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs * RANKS
             bar.update(args.num_envs * RANKS)
-    envs.stats.load_state_dict(None)  # these episodes do not count
+    envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
 
 
 @torch.no_grad()

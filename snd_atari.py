@@ -689,7 +689,7 @@ def warm_up(envs: AtariEnvs, snd: SND, rollout: Rollout, args: Args, run: "Run")
             snd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs * RANKS
             bar.update(args.num_envs * RANKS)
-    envs.stats.load_state_dict(None)  # these episodes do not count
+    envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
 
 
 @torch.no_grad()
