@@ -4,6 +4,8 @@
     python benchmark/throughput.py --peer PATH/cleanrl/ppo_rnd_envpool.py the same, with CleanRL's script in between
     python benchmark/throughput.py --num-steps 128 --iterations 3         full-size rollouts, for memory
     python benchmark/throughput.py --snd | --minigrid | --doorkey | --maze          another script's settings instead
+    python benchmark/throughput.py --dqn --peer PATH/cleanrl/dqn_atari.py           and CleanRL's script for the same
+    python benchmark/throughput.py --continuous --peer PATH/cleanrl/ppo_continuous_action.py
     python benchmark/throughput.py --script my_bonus.py -- --num-envs 64  any script and flags
     python benchmark/throughput.py --compare OTHER/CHECKOUT --script ppo_rnd_minigrid.py -- --num-envs 32
 
@@ -11,7 +13,8 @@ Costs are CPU time per environment step (user + system time of the process), bec
 little; with CUDA the device is waited for at the border of each part. Each line is a process of its own that runs the
 real script, its functions `collect`, `intrinsic_rewards`, `advantages_and_returns` and `update` measured; the first
 iteration is not counted. "emulator alone" is the script's environments with random actions. The peer's file is run as
-it is: the adapter below only gives it the interfaces of `gym` and of the older EnvPool that it was written for.
+it is: the adapters below only give it the interfaces of `gym`, of gymnasium 0.29 and of the older EnvPool that it was
+written for.
 
 `--compare` runs the script of both checkouts as anybody would, in turn and with the same flags, each once for a short
 and once for a longer time, and prints by how much they differ: CPU-seconds of the steps in between, and peak memory.
@@ -38,6 +41,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ATARI, SND = ROOT / "ppo_rnd_atari.py", ROOT / "snd_atari.py"
 MINIGRID, DOORKEY, MAZE = (ROOT / f"{x}.py" for x in ("ppo_rnd_minigrid", "a2c_rnd_doorkey", "reinforce_rnd_maze"))
+DQN, CONTINUOUS = ROOT / "dqn_rnd_atari.py", ROOT / "ppo_rnd_continuous.py"
 STEPS = ("collect", "intrinsic_rewards", "advantages_and_returns", "update")  # of the loop in `train`
 COLUMNS = ("environments", *STEPS, "the rest")
 
@@ -108,15 +112,18 @@ def measure(path: pathlib.Path, flags: list[str]) -> None:
     flags = [flag for flag in flags if flag != "--every-step"]
     sys.argv, alone = [str(path), *flags], None
     sys.path.insert(0, str(path.parent))
-    if "\nimport gym\n" in path.read_text():  # the peer
-        stand_in_for_gym()
+    source = path.read_text()
+    if "docs.cleanrl.dev" in source[:200]:  # the peer
+        sys.path.insert(0, str(path.parent.parent))
+        stand_in_for_gym() if "\nimport gym\n" in source else stand_in_for_older_gymnasium()
         runpy.run_path(str(path), run_name="__main__")
     else:
         script, made = importlib.import_module(path.stem), []
+        steps = [x for x in STEPS if path.stem != DQN.stem or x != "advantages_and_returns"]
         environments = next((x for name, x in vars(script).items() if name.endswith("Envs")), script)
         if every_step:
             see_every_step_anew(environments)
-        for step in STEPS:
+        for step in steps:
             parts.wrap(script, step, step)
         parts.wrap(environments, "reset", "environments")
         parts.wrap(environments, "step", "environments")
@@ -124,7 +131,7 @@ def measure(path: pathlib.Path, flags: list[str]) -> None:
         script.collect = lambda envs, *rest: (made or made.append(envs), collect(envs, *rest))[1]
         if status := script.main():
             sys.exit(status)
-        if silent := [name for name in COLUMNS if not parts.spent[name][0]]:
+        if silent := [name for name in ("environments", *steps) if not parts.spent[name][0]]:
             sys.exit(f"{path.stem} never called {', '.join(silent)}: what is measured is not what runs")
         alone = emulator_alone(made[0])
     if len(marks) < 2:
@@ -147,10 +154,14 @@ def measure(path: pathlib.Path, flags: list[str]) -> None:
 def emulator_alone(envs: object) -> float:
     """CPU-seconds of a step of one environment with random actions."""
     num_envs, rng = len(envs.done), np.random.default_rng(0)
-    actions = rng.integers(getattr(envs, "num_actions", 4), size=(1000, num_envs))
+    if hasattr(envs, "low"):  # continuous actions
+        actions = rng.uniform(envs.low, envs.high, size=(1000, num_envs, *envs.low.shape))
+    else:
+        actions = rng.integers(getattr(envs, "num_actions", 4), size=(1000, num_envs))
+    auto_reset = hasattr(envs, "low") or hasattr(envs, "num_actions")  # the maze has none
     start, steps = cpu_seconds(), 0
     while cpu_seconds() < start + 2:
-        if not hasattr(envs, "num_actions") and steps % 500 == 0:  # the maze has no auto-reset
+        if not auto_reset and steps % 500 == 0:
             envs.reset()
         envs.step(actions[steps % len(actions)])
         steps += 1
@@ -231,6 +242,18 @@ def stand_in_for_gym() -> None:
     sys.modules |= {"gym": gym, "gym.wrappers": wrappers, "gym.wrappers.normalize": normalize}
 
 
+def stand_in_for_older_gymnasium() -> None:
+    """Lets a program written for gymnasium 0.29 run on today's: wrappers by their old names and arguments."""
+    import ale_py
+    import gymnasium
+
+    gymnasium.register_envs(ale_py)
+    wrappers = gymnasium.wrappers
+    wrappers.GrayScaleObservation, wrappers.FrameStack = wrappers.GrayscaleObservation, wrappers.FrameStackObservation
+    transform = wrappers.TransformObservation
+    wrappers.TransformObservation = lambda env, function: transform(env, function, env.observation_space)
+
+
 # ------------------------------------------------------------------------------------- what is measured
 
 Program = tuple[pathlib.Path, int, list]  # script, threads, flags
@@ -298,6 +321,31 @@ def minigrid_programs(_: argparse.Namespace) -> dict[str, Program]:
         for env_id in ("DoorKey-8x8", "KeyCorridorS3R3")
         for name, threads, flags in rows
     }
+
+
+def dqn_programs(args: argparse.Namespace) -> dict[str, Program]:
+    """dqn_rnd_atari.py without a bonus, batches of 32 every 4 steps."""
+    common = ["--learning-starts", 1000, "--buffer-size", 20_000, "--total-timesteps", 2000 * (1 + args.iterations)]
+    ours = ["--env-id", "Breakout", "--preset", "dqn", *common, "--checkpoint-interval", 1e6]
+    flags = {"pixels": [], "pixels, bf16": ["--bf16"], "RAM": ["--obs", "ram"], "RAM, bf16": ["--obs", "ram", "--bf16"]}
+    programs = {name: (DQN, args.threads, [*ours, *words]) for name, words in flags.items()}
+    if args.peer:
+        old = ["--env-id", "BreakoutNoFrameskip-v4", *common]
+        programs = {"peer": (args.peer.resolve(), args.threads, old)} | programs
+    return programs
+
+
+def continuous_programs(args: argparse.Namespace) -> dict[str, Program]:
+    """ppo_rnd_continuous.py on HalfCheetah."""
+    size = ["--total-timesteps", 2048 * (1 + args.iterations)]
+    ours = ["--env-id", "HalfCheetah-v4", *size, "--checkpoint-interval", 1e6]
+    flags = {"PPO": ["--int-coef", 0], "PPO + RND": []}
+    flags["PPO, one environment"] = ["--int-coef", 0, "--num-envs", 1, "--num-steps", 2048]
+    programs = {name: (CONTINUOUS, args.threads, [*ours, *words]) for name, words in flags.items()}
+    if args.peer:
+        old = ["--env-id", "HalfCheetah-v4", *size]
+        programs = {"peer": (args.peer.resolve(), args.threads, old)} | programs
+    return programs
 
 
 def maze_programs(_: argparse.Namespace) -> dict[str, Program]:
@@ -401,20 +449,21 @@ def compare(args: argparse.Namespace, flags: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=pathlib.Path, help="CleanRL's ppo_rnd_envpool.py, to run in between")
+    parser.add_argument("--peer", type=pathlib.Path, help="CleanRL's script for the same, to run in between")
     parser.add_argument(
         "--compare", type=pathlib.Path, help="another checkout, to run its script in turn with this one's"
     )
     parser.add_argument("--script", type=pathlib.Path, help="with flags after --: the script to measure")
     parser.add_argument("--num-envs", type=int, default=128, help="on Atari, and with --compare")
     parser.add_argument("--num-steps", type=int, default=16, help="on Atari, and with --compare")
-    parser.add_argument("--iterations", type=int, default=4, help="per process on Atari; the first is not counted")
+    parser.add_argument("--iterations", type=int, default=4, help="per process; on Atari the first is not counted")
     parser.add_argument("--rounds", type=int, default=2, help="times that each line is measured, in turn")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 0: as PyTorch has it")
     parser.add_argument(
         "--only", nargs="+", help="the lines of these names alone; of Atari also 'fp32 compiled' and so on"
     )
     groups: dict[str, Callable] = {"doorkey": doorkey_programs, "minigrid": minigrid_programs, "maze": maze_programs}
+    groups |= {"dqn": dqn_programs, "continuous": continuous_programs}
     for group, programs in groups.items():
         parser.add_argument(f"--{group}", action="store_true", help=programs.__doc__)
     parser.add_argument("--snd", action="store_true", help="snd_atari.py's presets too")
