@@ -1,4 +1,4 @@
-"""Atari from RAM: Montezuma's Revenge and five other games that want exploration, with the bonus and without.
+"""Atari from RAM: Montezuma's Revenge and six other games that want exploration, with the bonus and without.
 
     python benchmark/ram.py --out docs/results/ram --jobs 2
 
@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 SCRIPT = ROOT / "ppo_rnd_atari_ram.py"
 LEVELS = {"key": 100, "door": 400, "1,000": 1000, "2,500": 2500}  # Montezuma's Revenge
 STEPS = {"MontezumaRevenge": "3.5e6"}
-STEPS |= dict.fromkeys(("Venture", "PrivateEye", "Gravitar", "Freeway", "Pitfall"), "5e6")
+STEPS |= dict.fromkeys(("Venture", "PrivateEye", "Gravitar", "Solaris", "Freeway", "Pitfall"), "5e6")
 VARIANTS = {"with the bonus": "", "without": "--int-coef 0"}
 ROWS = {
     f"{game}, {variant}": (
