@@ -184,8 +184,10 @@ def fill_table(
         return read_table(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = read_table(path)
-    for line in lines:  # a row whose flags have been changed since
-        if line["row"] in rows and line.get("flags") not in (None, " ".join(rows[line["row"]][0])):
+    for (
+        line
+    ) in lines:  # a row whose flags have been changed since; lines of before flags were noted are taken as they are
+        if line["row"] in rows and line.get("flags") not in (None, "", " ".join(rows[line["row"]][0])):
             sys.exit(f"{path}: {line['row']}, seed {line['seed']}, was run with other flags; take its line out")
     done = {(line["row"], int(line["seed"])) for line in lines}
     jobs = [Job(row, flags, seed) for row, (flags, seeds) in rows.items() for seed in range(1, seeds + 1)]
@@ -193,25 +195,26 @@ def fill_table(
     jobs = [job for job in jobs if job.row.startswith(tuple(args.rows)) and job.seed in (args.seeds or [job.seed])]
     if not jobs:
         sys.exit(f"no such rows and seeds; the rows are: {'; '.join(rows)}")
-    with open(path, "a", newline="") as file:
 
-        def note(job: Job, line: dict) -> str:
-            writer = csv.DictWriter(file, lines[0] if lines else line)  # ValueError at a column that is new
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(line)
-            file.flush()
-            return tell(line)
+    def note(job: Job, line: dict) -> str:
+        lines = [*read_table(path), line]
+        part = path.with_suffix(".part")
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(key for line in lines for key in line))  # there may be new ones
+            writer.writeheader()
+            writer.writerows(lines)
+        part.replace(path)
+        return tell(line)
 
-        status = run_all(
-            script,
-            [job for job in jobs if (job.row, job.seed) not in done],
-            args.runs_dir,
-            args.jobs,
-            threads=1,
-            measure=lambda job, folder, _: {"row": job.row, "seed": job.seed} | measure(job, folder),
-            note=note,
-        )
+    status = run_all(
+        script,
+        [job for job in jobs if (job.row, job.seed) not in done],
+        args.runs_dir,
+        args.jobs,
+        threads=1,
+        measure=lambda job, folder, _: {"row": job.row, "seed": job.seed} | measure(job, folder),
+        note=note,
+    )
     if status == 130:
         sys.exit(status)
     return read_table(path), status

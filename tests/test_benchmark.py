@@ -365,9 +365,12 @@ def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
     )  # the broken one alone
     args.out.with_suffix(".csv").write_text("row,seed,flags\nfirst,1,\n")
     args.rows = ["first"]
-    assert sweep.fill_table(script, {"first": ([], 1)}, args, measure, tell=str)[1] == 0
+    lines, status = sweep.fill_table(script, {"first": ([], 2)}, args, measure, tell=str)  # columns that are new
+    assert not status and lines[0] == {"row": "first", "seed": "1", "flags": "", "score": "", "curve": ""}
+    assert len(lines) == 2 and (lines[1]["seed"], lines[1]["flags"], lines[1]["score"]) == ("2", "", "6.0")
+    args.out.with_suffix(".csv").write_text("row,seed,flags\nfirst,1,--add 1\n")
     with pytest.raises(SystemExit, match="first, seed 1, was run with other flags"):
-        sweep.fill_table(script, {"first": (["--add", "1"], 1)}, args, measure, tell=str)
+        sweep.fill_table(script, {"first": (["--add", "2"], 1)}, args, measure, tell=str)
 
 
 def test_rows_of_the_ram_table(tmp_path, monkeypatch):
