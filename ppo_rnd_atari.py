@@ -93,6 +93,7 @@ class Args:
     # `--help`.
 
     # experiment
+    preset: Literal["paper", "small"] = "paper"  # a set of defaults; small: for a CPU, see PRESETS
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and the predictor's training
@@ -136,6 +137,17 @@ class Args:
     update_proportion: float | None = None  # share of samples the predictor learns from (A.4: 32 / num_envs)
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as after the warm-up
     warmup_rollouts: int = 50  # rollouts of a random agent that start the statistics (reference: 50)
+
+
+PRESETS = {  # what each differs in from the defaults
+    "paper": {},
+    # The settings of ppo_rnd_atari_ram.py, which holds the key with them: fewer frames, each learned from more.
+    "small": {
+        **{"total_timesteps": 3_500_000, "num_envs": 32, "num_steps": 512, "warmup_rollouts": 10, "norm_adv": True},
+        **{"num_minibatches": 32, "shuffle": True, "learning_rate": 2.5e-4, "max_grad_norm": 0.5},
+        "update_proportion": 0.25,
+    },
+}
 
 
 # ------------------------------------------------------------------------------------------------ Environment
@@ -830,6 +842,8 @@ class Run:
         print(f"device       {device} ({name})")
         print(f"environment  {args.env_id} x {args.num_envs}{f' on each of {RANKS} ranks' if RANKS > 1 else ''}")
         print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
+        hint = " (for a CPU there is --preset small)" if device.type == "cpu" and args.preset == "paper" else ""
+        print(f"preset       {args.preset}{hint}")
         print(f"rollout      {sum(x.nbytes for x in rollout) / 1e6:,.1f} MB")
         print(f"folder       {self.folder}")
 
@@ -1027,6 +1041,10 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
         for flag, value in vars(args).items() if args.resume else ():
             if value != getattr(was, flag) and flag != "resume":
                 print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
+        if args.resume and args.preset != was.preset:
+            raise UserError(f"{path} is of --preset {was.preset}, and goes on with it; change single flags")
+    else:  # the preset's flags where none is given
+        args = tyro.cli(Args, args=argv, default=Args(preset=args.preset, **PRESETS[args.preset]))
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)

@@ -828,6 +828,19 @@ def test_resuming_with_other_flags(copy_of_base, atari_pool, capsys, monkeypatch
     assert state["step"] == 224 and len(state["rnd"]["filtered"]) == 6
 
 
+def test_the_preset_for_a_cpu(copy_of_base, monkeypatch, capsys):
+    """Its flags read back; a flag given beside it stands; a run goes on with its own preset."""
+    got = []
+    monkeypatch.setattr(script, "train", lambda args, *_: got.append(args) or 0)
+    assert call_main(script, capsys, "--preset", "small", "--num-envs", 64)[0] == 0
+    shape = {"total_timesteps": 3_500_000, "num_envs": 64, "num_steps": 512, "num_minibatches": 32, "shuffle": True}
+    shape |= {"warmup_rollouts": 10, "norm_adv": True, "learning_rate": 2.5e-4, "max_grad_norm": 0.5}
+    shape |= {"update_proportion": 0.25, "preset": "small", "env_id": MONTEZUMA}
+    assert vars(got[0]) == vars(script.Args()) | shape
+    status, _, errors = call_main(script, capsys, "--resume", copy_of_base[0], "--preset", "small")
+    assert status == 2 and "is of --preset paper, and goes on with it" in errors and len(got) == 1
+
+
 def test_every_flag_is_read():
     source = (ROOT / "ppo_rnd_atari.py").read_text()
     for field in dataclasses.fields(script.Args):
@@ -843,7 +856,14 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     assert run_dir.name.startswith("MontezumaRevenge-v5__ppo_rnd_atari__1__")
     assert {p.name.split(".")[0] for p in run_dir.iterdir()} <= {"events", "latest", "lock"}  # and no temporary file
     lines = out.stdout.splitlines()
-    for word in ("device", "environment  MontezumaRevenge-v5 x 4", "parameters", "rollout", "folder"):
+    for word in (
+        "device",
+        "environment  MontezumaRevenge-v5 x 4",
+        "parameters",
+        "preset       paper (for a",
+        "rollout",
+        "folder",
+    ):
         assert any(line.startswith(word) for line in lines), word
     assert "room 1 seen for the first time, by step 64" in lines
     assert lines[-1].startswith("return -, rooms 1 (best 1), 128 steps in 00:") and lines[-1].endswith(run_dir.name)

@@ -1,6 +1,7 @@
 """ppo_rnd_atari_ram.py: what is not the same text as in ppo_rnd_atari.py, whose tests hold for the rest."""
 
 import dataclasses
+import importlib
 import pathlib
 
 import numpy as np
@@ -27,8 +28,8 @@ import ppo_rnd_atari_ram as script
 
 T, N = 16, 4
 MONTEZUMA = "MontezumaRevenge-v5"
-DIFFERENT = ["Agent", "Args", "AtariEnvs", "RND", "Rollout", "collect", "empty_rollout", "features"]
-DIFFERENT += ["make_evaluation_env", "novelty", "rnd_layers", "train", "warm_up", "whiten"]
+DIFFERENT = ["Agent", "Args", "AtariEnvs", "RND", "Rollout", "Run", "collect", "empty_rollout", "features"]
+DIFFERENT += ["make_evaluation_env", "novelty", "parse", "rnd_layers", "train", "warm_up", "whiten"]
 
 
 def small_args(**changes) -> script.Args:
@@ -38,11 +39,15 @@ def small_args(**changes) -> script.Args:
 
 
 def test_only_ram_screen_networks_and_defaults_differ_from_the_pixels_script():
+    """And that one has presets: these defaults are its `--preset small`."""
     ours, theirs = (blocks(ROOT / f"{name}.py") for name in ("ppo_rnd_atari_ram", "ppo_rnd_atari"))
     assert ours.keys() == theirs.keys()
     assert sorted(name for name in ours if ours[name] != theirs[name]) == DIFFERENT
-    pixels = {field.name for field in dataclasses.fields(__import__("ppo_rnd_atari").Args)}
-    assert {field.name for field in dataclasses.fields(script.Args)} == pixels
+    pixels_script = importlib.import_module("ppo_rnd_atari")
+    pixels = {field.name for field in dataclasses.fields(pixels_script.Args)}
+    assert {field.name for field in dataclasses.fields(script.Args)} == pixels - {"preset"}
+    theirs = dataclasses.asdict(pixels_script.Args(**pixels_script.PRESETS["small"])) | {"total_timesteps": 25_000_000}
+    assert dataclasses.asdict(script.Args()) == {key: x for key, x in theirs.items() if key != "preset"}
 
 
 # ------------------------------------------------------------------------------------------------ Environment
