@@ -91,6 +91,7 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
         ("continuous", continuous, ()),
         ("ram", ram, ()),
         ("ram_before", ram, ()),
+        ("games", ram, ()),
         ("endurance", endurance, ()),
         ("minigrid_ablations", minigrid_runs, (minigrid_runs.ROWS["ablations"],)),
     ],
