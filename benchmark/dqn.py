@@ -31,7 +31,7 @@ AGENTS = {
     "IQN": IQN,
     "DQN, Boltzmann": "--preset dqn --policy boltzmann",
 }
-AGENTS |= {f"{x}": f"--preset dqn --backup {x}" for x in ("double", "softmax", "soft", "munchausen")}
+AGENTS |= {x: f"--preset dqn --backup {x}" for x in ("double", "softmax", "soft", "munchausen")}
 AGENTS |= {
     # 0.003 is Munchausen's temperature in effect, 0.1 * 0.03
     "soft, 0.003": "--preset dqn --backup soft --temperature 0.003",
@@ -86,8 +86,7 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
     windows = {"before_1m": 1e6, "before_end": run.steps[-1]}  # each of 250,000 steps, Dopamine's iteration
     means = {x: returns[(at > end - 250_000) & (at <= end)] for x, end in windows.items()}
     fresh, error = evaluation(SCRIPT, folder, 30, "--policy", "epsilon-greedy")
-    for memory in folder.glob("replay.pt"):  # it is large, and the run is over
-        memory.unlink()
+    (folder / "replay.pt").unlink(missing_ok=True)  # it is large, and the run is over
     return {
         "flags": " ".join(job.flags),
         "commit": run.flags.get("commit", ""),

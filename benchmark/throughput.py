@@ -265,9 +265,6 @@ def atari_programs(args: argparse.Namespace) -> dict[str, Program]:
     common = ["--num-envs", args.num_envs, "--num-steps", args.num_steps, "--total-timesteps", args.iterations * steps]
     ours = ["--env-id", "MontezumaRevenge", *common, "--warmup-rollouts", 1, "--checkpoint-interval", 1e6]
     flags = {"fp32": (ATARI, ours), "bf16": (ATARI, [*ours, "--bf16"])}
-    if args.peer:
-        old = ["--env-id", "MontezumaRevenge-v5", *common, "--num-iterations-obs-norm-init", 1]
-        flags = {"peer": (args.peer.resolve(), old)} | flags
     if args.snd:  # minibatches of 512, as in a rollout of full size
         snd = [*ours, "--num-minibatches", max(1, steps // 512)]
         flags |= {"snd-v": (SND, snd), "snd-v bf16": (SND, [*snd, "--bf16"])}
@@ -275,7 +272,14 @@ def atari_programs(args: argparse.Namespace) -> dict[str, Program]:
         flags |= {preset: (SND, [*snd, "--preset", preset]) for preset in ("snd-vic", "snd-std")}
     if args.only:  # these are not run otherwise
         flags |= {f"{name} compiled": (script, [*words, "--compile"]) for name, (script, words) in flags.items()}
-    return {name: (script, args.threads, words) for name, (script, words) in flags.items()}
+    programs = {name: (script, args.threads, words) for name, (script, words) in flags.items()}
+    old = ["--env-id", "MontezumaRevenge-v5", *common, "--num-iterations-obs-norm-init", 1]
+    return peer_program(args, old) | programs
+
+
+def peer_program(args: argparse.Namespace, flags: list) -> dict[str, Program]:
+    """The peer with these flags, if there is one."""
+    return {"peer": (args.peer.resolve(), args.threads, flags)} if args.peer else {}
 
 
 def doorkey_programs(_: argparse.Namespace) -> dict[str, Program]:
@@ -329,10 +333,7 @@ def dqn_programs(args: argparse.Namespace) -> dict[str, Program]:
     ours = ["--env-id", "Breakout", "--preset", "dqn", *common, "--checkpoint-interval", 1e6]
     flags = {"pixels": [], "pixels, bf16": ["--bf16"], "RAM": ["--obs", "ram"], "RAM, bf16": ["--obs", "ram", "--bf16"]}
     programs = {name: (DQN, args.threads, [*ours, *words]) for name, words in flags.items()}
-    if args.peer:
-        old = ["--env-id", "BreakoutNoFrameskip-v4", *common]
-        programs = {"peer": (args.peer.resolve(), args.threads, old)} | programs
-    return programs
+    return peer_program(args, ["--env-id", "BreakoutNoFrameskip-v4", *common]) | programs
 
 
 def continuous_programs(args: argparse.Namespace) -> dict[str, Program]:
@@ -342,10 +343,7 @@ def continuous_programs(args: argparse.Namespace) -> dict[str, Program]:
     flags = {"PPO": ["--int-coef", 0], "PPO + RND": []}
     flags["PPO, one environment"] = ["--int-coef", 0, "--num-envs", 1, "--num-steps", 2048]
     programs = {name: (CONTINUOUS, args.threads, [*ours, *words]) for name, words in flags.items()}
-    if args.peer:
-        old = ["--env-id", "HalfCheetah-v4", *size]
-        programs = {"peer": (args.peer.resolve(), args.threads, old)} | programs
-    return programs
+    return peer_program(args, ["--env-id", "HalfCheetah-v4", *size]) | programs
 
 
 def maze_programs(_: argparse.Namespace) -> dict[str, Program]:
