@@ -67,10 +67,9 @@ ROWS["ablations"] = {
     for name, changes in ({"KeyCorridorS3R3": CHANGES} | CHANGES_ELSEWHERE).items()
     for change in changes
 }
-NOVELTY = {  # what is paid at a first visit -> seeds
+NOVELTY = {  # what is paid at a first visit instead of RND -> flag, seeds
     "the mask alone": ("--novelty none", 5),
     "counts": ("--novelty count", 5),
-    "RND": ("", 5),
     "NovelD": ("--novelty noveld", 3),
 }
 ALLOWED = {
@@ -142,15 +141,14 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_changes(runs: list[dict], own: str, path: pathlib.Path) -> None:
+def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
     """Frames to the score for each change, a dot for every seed, their number in brackets; a cross: not by then.
 
-    The first row of an environment is its row `own`, to which the others are compared.
+    The first row of an environment is its default, to which the others are compared.
     """
     there = list(dict.fromkeys(r["row"] for r in runs))
     names = [x for x in ENVIRONMENTS if len([row for row in there if row.startswith(f"{x},")]) > 1]
     rows = [[x for x in there if x.startswith(f"{name},")] for name in names]
-    rows = [sorted(mine, key=lambda x: not x.endswith(f", {own}")) for mine in rows]
     figure, panels = plt.subplots(
         *(len(names), 1), figsize=(8, 0.9 + 0.27 * sum(map(len, rows)) + 0.6 * len(names)), squeeze=False,
         sharex=True, gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
@@ -193,16 +191,16 @@ def print_table(runs: list[dict], rows: dict) -> None:
             print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
 
 
-def print_tests(runs: list[dict], own: str) -> None:
-    """Mann-Whitney's test of frames to the score, each change with five seeds against row `own`; never: last."""
+def print_tests(runs: list[dict]) -> None:
+    """Mann-Whitney's test of frames to the score, each change with five seeds against the default; never: last."""
 
     def frames(row: str) -> list[float]:
         return [float(r["solved_at"] or "inf") for r in runs if r["row"] == row]
 
     for row in dict.fromkeys(r["row"] for r in runs):
         name, change = row.split(", ", 1)
-        ours, theirs = frames(row), frames(f"{name}, {own}")
-        if change != own and len(ours) >= 5 and len(theirs) >= 5:
+        ours, theirs = frames(row), frames(f"{name}, default")
+        if change != "default" and len(ours) >= 5 and len(theirs) >= 5:
             print(f"{row}: p = {mannwhitneyu(ours, theirs).pvalue:.3f}")
 
 
@@ -218,11 +216,9 @@ def main() -> int:
     if args.set == "main":
         draw(runs, args.out.with_name(args.out.name + "_curves.png"))
     else:
-        own = "RND" if args.set == "novelty" else "default"
-        if own == "default":  # of the main table
-            runs = [r for r in read_table(args.out.with_name("minigrid.csv")) if r["row"].endswith(", default")] + runs
-        draw_changes(runs, own, args.out.with_suffix(".png"))
-        print_tests(runs, own)
+        own = [r for r in read_table(args.out.with_name("minigrid.csv")) if r["row"].endswith(", default")]
+        draw_changes([*own, *runs], args.out.with_suffix(".png"))
+        print_tests([*own, *runs])
     return status
 
 
