@@ -142,6 +142,19 @@ def test_the_control_of_dqn_turns_the_entropy_round(monkeypatch):
     torch.testing.assert_close(found, (pi * q).sum(1) + 0.3 * (pi * pi.log()).sum(1))
 
 
+def test_the_control_of_snd_starts_as_the_author(monkeypatch):
+    """A pixel that never changes has a std of 15.9 grey values if black, 22.5 if white, after a warm-up of 32,768."""
+    script = importlib.import_module("snd_atari")
+    monkeypatch.setattr(script.SND, "__init__", script.SND.__init__)  # puts it back
+    importlib.import_module("snd_prior")
+    moments = script.SND(script.Args(num_envs=2), torch.device("cpu")).obs_rms
+    frame = torch.zeros(1, 96, 96, dtype=torch.uint8)
+    frame[0, 0] = 255
+    moments.update(frame, torch.tensor([32768.0]))  # so many at once
+    assert moments.var[0, 0].sqrt().item() == pytest.approx(22.5, abs=0.05)
+    assert moments.var[1, 0].sqrt().item() == pytest.approx(15.9, abs=0.05)
+
+
 def test_rows_of_the_dqn_table(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(dqn, "evaluation", lambda *a: asked.append(a[2:]) or ("390.0", "7.5"))
