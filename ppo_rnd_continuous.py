@@ -521,10 +521,8 @@ def update(
     """Several passes over the rollout for policy and values, the first for the predictor too. Returns means to log."""
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("inputs", "actions", "logprobs", "values")}
     data |= {"advantages": advantages, "returns": returns}  # each (T, N, ...)
-    if args.int_coef > 0:
-        data["seen"] = whiten(rollout.obs[1:], rnd.obs_rms)  # (T, N, D)
-        data["targets"] = rnd.target(data["seen"])  # (T, N, F)
     data = {key: x[rollout.valid] for key, x in data.items()}  # (V, ...): without the resets
+    seen = whiten(rollout.obs[1:][rollout.valid], rnd.obs_rms)  # (V, D)
     logged: dict[str, list[Tensor]] = collections.defaultdict(list)
     for epoch in range(args.update_epochs):
         order = torch.randperm(len(data["advantages"]), device=advantages.device)
@@ -532,7 +530,8 @@ def update(
             batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (V/M, ...)
             optimizer.zero_grad()  # to None, so that Adam leaves the predictor alone after the first epoch
             if args.int_coef > 0 and epoch == 0:
-                predictor_loss = prediction_errors(rnd.predictor(batch["seen"]), batch["targets"], args).mean()
+                errors = prediction_errors(rnd.predictor(seen[chosen]), rnd.target(seen[chosen]), args)
+                predictor_loss = errors.mean()
                 predictor_loss.backward()
                 logged["losses/predictor_loss"].append(predictor_loss.detach())
             mean, values = agent(batch["inputs"])
