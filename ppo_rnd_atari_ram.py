@@ -55,7 +55,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +74,6 @@ import gymnasium as gym
 import imageio
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from envpool.atari.registration import atari_game_list
@@ -84,11 +82,6 @@ from torch.distributions import Categorical
 from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-# torchrun starts several of these processes, the ranks. They are one learner: each has environments of its own;
-# weights, gradients and statistics are common (docs/scaling.md). Without it there is one, rank 0.
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @dataclasses.dataclass
@@ -100,7 +93,6 @@ class Args:
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and the predictor's training
-    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every rollout
     resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
@@ -111,7 +103,7 @@ class Args:
 
     # environment
     env_id: str = "MontezumaRevenge"  # the game; ALE/MontezumaRevenge-v5 means the same
-    num_envs: int = 32  # parallel environments, N (A.4: 128); under torchrun, of each rank
+    num_envs: int = 32  # parallel environments, N (A.4: 128)
     sticky_actions: float = 0.25  # probability that an emulator frame repeats the action before (table 2)
     max_episode_steps: int = 4500  # steps after which an episode is cut (table 2: 18,000 frames)
 
@@ -127,7 +119,7 @@ class Args:
     clip_coef: float = 0.1  # PPO's clip range (table 5)
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
-    norm_adv: bool = True  # normalise the advantages of a rollout, of each rank's (reference: no)
+    norm_adv: bool = True  # normalise the advantages of a rollout (reference: no)
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values (reference: no)
 
     # RND
@@ -160,7 +152,7 @@ class AtariEnvs:
             args.env_id,
             env_type="gymnasium",
             num_envs=args.num_envs,
-            num_threads=min(args.num_envs, max(1, os.cpu_count() // LOCAL_RANKS)),
+            num_threads=min(args.num_envs, os.cpu_count() or 1),
             seed=seeds,
             max_episode_steps=args.max_episode_steps,
             repeat_action_probability=args.sticky_actions,
@@ -268,13 +260,6 @@ class RND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of x over the ranks, written into x itself; without torchrun x as it is."""
-    if RANKS > 1:
-        dist.all_reduce(x)
-    return x
-
-
 class RunningMoments(nn.Module):
     """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
@@ -287,37 +272,31 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in the rows of batch (B, *shape) that have valid (B,) True (Chan et al. 1979)."""
+        """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
         first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
-        count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
+        count = weight.sum()
         total = self.count + count
         self.mean += first / total
         self.var.copy_((self.var * self.count + second - first.square() / total) / total)
-        self.count += count.flatten()[0]
+        self.count += count
 
 
 def whiten(frames: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Frames (B, 21, 20) uint8 -> (B, 420) float32, whitened pixel by pixel and clipped at 5 std.
+    """Frames (..., 21, 20) uint8 -> (..., 420) float32, whitened pixel by pixel and clipped at 5 std.
 
     A pixel that never changed under the random agent has a std of nearly 0. Any change of it, as in a new room,
     saturates the clip.
     """
     mean, std = obs_rms.mean.float(), obs_rms.var.sqrt().float()
-    return frames.float().sub_(mean).div_(std).clamp_(-5, 5).flatten(1)
+    return frames.float().sub_(mean).div_(std).clamp_(-5, 5).flatten(-2)
 
 
 @torch.no_grad()
-def features(network: nn.Module, frames: Tensor, obs_rms: RunningMoments) -> Tensor:
-    """Frames (T, N, 21, 20) uint8 -> features (T, N, 256) of target or predictor, 1,024 or so at a time."""
-    chunks = frames.split(max(1, 1024 // frames.shape[1]))
-    return torch.cat([network(whiten(c.flatten(0, 1), obs_rms)).unflatten(0, c.shape[:2]) for c in chunks])
-
-
 def novelty(rnd: RND, frames: Tensor) -> Tensor:
     """Raw intrinsic reward: frames (T, N, 21, 20) uint8 -> mean squared error of the predictor (T, N)."""
-    error = features(rnd.predictor, frames, rnd.obs_rms) - features(rnd.target, frames, rnd.obs_rms)
-    return error.square().mean(-1)
+    seen = whiten(frames, rnd.obs_rms)  # (T, N, 420)
+    return (rnd.predictor(seen) - rnd.target(seen)).square().mean(-1)
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -443,14 +422,14 @@ def forward(network: nn.Module, inputs: Tensor, args: Args) -> Tensor | tuple[Te
 
 def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run") -> None:
     """A random agent gives the statistics of the frames something to start from."""
-    steps = math.ceil(args.warmup_rollouts * args.num_steps / RANKS) * args.num_envs * RANKS
+    steps = args.warmup_rollouts * args.num_steps * args.num_envs
     with Progress(steps, desc="random agent") as bar:
-        while steps > 0 and not run.stopped():
+        while steps > 0 and not run.signal:
             obs, frames, _, _, valid = envs.step(torch.randint(envs.num_actions, (args.num_envs,)).numpy())
             rollout.obs[-1], rollout.frames[-1] = torch.from_numpy(obs), torch.from_numpy(frames)
             rnd.obs_rms.update(rollout.frames[-1], torch.from_numpy(valid).to(rollout.obs.device))
-            steps -= args.num_envs * RANKS
-            bar.update(args.num_envs * RANKS)
+            steps -= args.num_envs
+            bar.update(args.num_envs)
     envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
 
 
@@ -508,14 +487,12 @@ def update(
         advantages = normalise(advantages.flatten(), rollout.valid.flatten()).view_as(advantages)
     data = {key: getattr(rollout, key)[:T] for key in ("obs", "actions", "logprobs", "valid", "frames")}
     data |= {"advantages": advantages, "returns": returns}
-    data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics (reference)
+    data["targets"] = rnd.target(whiten(rollout.frames, rnd.obs_rms))  # with the new statistics (reference)
     data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
     steps = torch.arange(B, device=advantages.device)
     if not args.shuffle:  # the rollouts of N/M environments, in the same order in every epoch (reference)
         steps = steps.view(T, M, N // M).transpose(0, 1).flatten()
-    parameters = optimizer.param_groups[0]["params"]
-    update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
-    piece_size = 1024 if advantages.device.type == "cpu" else B // M
+    update_proportion = args.update_proportion or min(1.0, 32 / N)
     totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
     for _ in range(args.update_epochs):
         if args.shuffle:
@@ -532,17 +509,10 @@ def update(
             predictor_loss = masked_mean(errors, batch["valid"][kept])
             predictor_loss.backward()
 
-            # samples that are no resets, mean over the ranks
-            num_valid = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
-            for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
-                piece = {key: x[start : start + piece_size] for key, x in batch.items()}
-                loss, metrics = ppo_loss(*forward(agent, piece["obs"], args), piece, args)
-                share = piece["valid"].sum() / num_valid
-                (share * loss).backward()
-                for key, value in metrics.items():
-                    totals[f"losses/{key}"] += share * value.detach()
-
-            average_gradients(parameters)
+            loss, metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
+            loss.backward()
+            for key, value in metrics.items():
+                totals[f"losses/{key}"] += value.detach()
             totals["losses/grad_norm"] += nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
             totals["losses/predictor_loss"] += predictor_loss.detach()
             optimizer.step()
@@ -553,25 +523,23 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
-    step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
-    torch.manual_seed(args.seed)  # the same first weights on all ranks
+    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     rollout = empty_rollout(T, N, H, device)
-    seeds = np.random.SeedSequence((args.seed, step)).generate_state(N * RANKS) >> 1  # others after a resume
-    envs = AtariEnvs(args, seeds[N * RANK : N * (RANK + 1)].tolist())
+    seeds = np.random.SeedSequence((args.seed, step)).generate_state(N) >> 1  # others after a resume
+    envs = AtariEnvs(args, seeds.tolist())
     agent = Agent(envs.num_actions, H).to(device)
     rnd = RND(N, device)
     parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
     optimizer = Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
-    if RANKS > 1:  # other actions on each rank
-        torch.manual_seed(int(np.random.SeedSequence((args.seed, step, RANK)).generate_state(1)[0]))
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, rnd, rollout, args, run)
         run.bar = Progress(args.total_timesteps, step)
-        while step + per_iteration <= args.total_timesteps and not run.stopped():
+        while step + per_iteration <= args.total_timesteps and not run.signal:
             collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
@@ -589,9 +557,8 @@ class UserError(Exception):
 
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-    rollout = args.num_envs * args.num_steps * RANKS
+    rollout = args.num_envs * args.num_steps
     whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what is divided into minibatches
-    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
@@ -604,10 +571,10 @@ def check_args(args: Args) -> None:
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
-        ("evaluate", lambda _: args.resume is None and RANKS == 1, "without --resume and torchrun"),
+        ("evaluate", lambda _: args.resume is None, "without --resume"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
-        ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):
@@ -624,33 +591,6 @@ def resolve_env_id(name: str) -> str:
     hints = [games[match] for match in difflib.get_close_matches(stem, games, n=1 if stem in games else 3)]
     hint = f"did you mean {' or '.join(hints)}?" if hints else "this script plays Atari games"
     raise UserError(f"--env-id {name}: no such game; {hint}")
-
-
-def join_ranks(device: torch.device) -> torch.device:
-    """Connects this rank to the others. Returns the device that is its own."""
-    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < LOCAL_RANKS):
-        raise UserError(f"torchrun with {LOCAL_RANKS} ranks on a machine needs as many CUDA GPUs, or --device cpu")
-    if device.type == "cuda":
-        device = torch.device("cuda", LOCAL_RANK)
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Puts the mean over the ranks in place of each gradient; one message for all of them."""
-    if RANKS > 1:
-        flat = sum_over_ranks(torch.cat([p.grad.flatten() for p in parameters])) / RANKS
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(part.view_as(p))
-
-
-def all_ranks(own: object) -> list:
-    """What each rank has, in the order of the ranks; the same list on all of them."""
-    objects = [own] * RANKS
-    if RANKS > 1:
-        dist.all_gather_object(objects, own)
-    return objects
 
 
 class EpisodeStats:
@@ -686,11 +626,9 @@ class EpisodeStats:
             self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
 
     def scalars(self, step: int) -> dict[str, float]:
-        """What to log of the episodes since the last call, on all ranks. Says which rooms are new."""
-        of_ranks, visited, best = zip(*all_ranks((self.episodes, self.visited, self.rooms_best)), strict=True)
-        episodes, self.episodes = [episode for own in of_ranks for episode in own], []
+        """What to log of the episodes since the last call. Says which rooms are new."""
+        episodes, self.episodes = self.episodes, []
         self.recent.extend(score for score, _ in episodes)
-        self.visited, self.rooms_best = set().union(*visited), max(best)
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
         self.announced = set(self.visited)
@@ -755,7 +693,7 @@ class Progress(tqdm):
     def __init__(self, total: int, initial: int = 0, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
         style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1, "disable": RANK > 0}
+        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1}
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -766,7 +704,7 @@ class Progress(tqdm):
 
 
 class Run:
-    """What goes on around the loop: the run's folder, logs, checkpoints, signals, progress. Rank 0 speaks."""
+    """What goes on around the loop: the run's folder, logs, checkpoints, signals, progress."""
 
     def __init__(self, args: Args, learner: dict, rollout: Rollout, path: pathlib.Path | None, saved: dict | None):
         self.args, self.learner, self.stats = args, learner, learner["stats"]
@@ -774,13 +712,9 @@ class Run:
         if saved:
             restore(learner, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
-        if args.compile:
-            for network in learner["agent"], learner["rnd"].predictor, learner["rnd"].target:
-                network.compile()
         self.stack = contextlib.ExitStack()  # what to undo at the end
-        if RANK == 0:
-            self.open_folder(path)
-            self.introduce(rollout)
+        self.open_folder(path)
+        self.introduce(rollout)
         # TensorBoard's thread shows its own error, and the next scalar raises it here: once is enough
         self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda _: None
@@ -833,29 +767,22 @@ class Run:
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         print(f"device       {device} ({name})")
-        print(f"environment  {args.env_id} x {args.num_envs}{f' on each of {RANKS} ranks' if RANKS > 1 else ''}")
+        print(f"environment  {args.env_id} x {args.num_envs}")
         print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
         print(f"rollout      {sum(x.nbytes for x in rollout) / 1e6:,.1f} MB")
         print(f"folder       {self.folder}")
 
     def receive(self, number: int, _frame: object) -> None:
-        """Takes note of a signal. A second Ctrl-C ends the process at once (but torchrun sends each twice)."""
+        """Takes note of a signal. A second Ctrl-C ends the process at once."""
         if not self.signal:
-            print(f"\nstopping after this iteration{'; Ctrl-C again: at once' if RANKS == 1 else ''}")
-        if number == signal.SIGINT and RANKS == 1:
+            print("\nstopping after this iteration; Ctrl-C again: at once")
+        if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
         self.signal = self.signal or number
 
-    def stopped(self) -> bool:
-        """Has any rank got a signal? The same answer on all of them."""
-        agreed = max(all_ranks(self.signal))
-        self.signal = agreed or self.signal  # one that has come meanwhile is not forgotten
-        return agreed > 0
-
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Logs means over the ranks, in one transfer from the device, and moves the bar. Raises at a NaN."""
-        means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
-        scalars = dict(zip(scalars, means.tolist(), strict=True))
+        """Logs, in one transfer from the device, and moves the bar. Raises at a NaN."""
+        scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
         now = time.monotonic()
         scalars |= self.stats.scalars(step) | {"charts/SPS": (step - self.step) / (now - self.logged)}
         scalars["charts/learning_rate"] = self.learner["optimizer"].param_groups[0]["lr"]
@@ -864,19 +791,17 @@ class Run:
                 last = self.folder / "latest.pt"
                 where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
                 raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
-            if RANK == 0:
-                self.writer.add_scalar(key, value, step)
+            self.writer.add_scalar(key, value, step)
         self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
         self.bar.update(step - self.step)
         self.step, self.logged = step, now
 
     def save(self, now: bool = False) -> None:
-        """If it is time (rank 0's clock) or now: writes latest.pt, and best.pt if it is the best yet."""
-        if not all_ranks(now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval)[0]:
+        """If it is time, or now: writes latest.pt, and best.pt if the last returns are the best yet."""
+        if not (now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval):
             return
         state = {name: part.state_dict() for name, part in self.learner.items()}
-        rng = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        state["ranks"] = all_ranks((*rng, state["rnd"]["filtered"].cpu()))  # what each rank has of its own
+        state["rng"] = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         self.saved = time.monotonic()
         recent = self.stats.recent
         score = float(np.mean(recent)) if len(recent) == recent.maxlen else -math.inf
@@ -885,7 +810,7 @@ class Run:
         state |= {"args": vars(self.args) | {"resume": None}, "step": self.step, "best_score": self.best_score}
         state["seconds"] = self.seconds + self.saved - self.started
         torch.save(state, buffer := io.BytesIO())
-        for name in names if RANK == 0 else ():
+        for name in names:
             temporary = self.folder / f"{name}.{os.getpid()}.tmp"
             try:  # at any moment there is a whole file, the old one or the new one
                 with open(temporary, "wb") as file:
@@ -905,8 +830,7 @@ class Run:
         took = tqdm.format_interval(self.seconds + time.monotonic() - self.started)
         print(f"{self.stats}, {self.step:,} steps in {took}, folder {self.folder}")
         if self.signal and self.step:
-            start = ["torchrun", "--nproc-per-node", str(LOCAL_RANKS)] if RANKS > 1 else ["python"]
-            print(f"resume with: {shlex.join([*start, sys.argv[0], '--resume', str(self.folder)])}")
+            print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}")
         return 128 + self.signal if self.signal else 0
 
 
@@ -947,19 +871,17 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
 def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
     """Puts everything where it was when the checkpoint was written."""
     with reading(path):
-        filtered = torch.cat([own[2] for own in saved["ranks"]])  # one for each environment of all ranks
-        N = len(learner["rnd"].filtered)
-        saved["rnd"]["filtered"] = filtered[torch.arange(N * RANK, N * (RANK + 1)) % len(filtered)]
+        filtered, N = saved["rnd"]["filtered"], len(learner["rnd"].filtered)
+        saved["rnd"]["filtered"] = filtered[torch.arange(N) % len(filtered)]  # --num-envs may be another
         saved["optimizer"]["param_groups"] = learner["optimizer"].state_dict()["param_groups"]  # as the flags
         for name, part in learner.items():
             part.load_state_dict(saved[name])
         for p, state in learner["optimizer"].state.items():
             if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
                 raise ValueError("weights that are not finite, or do not fit the optimizer's state")
-        if len(saved["ranks"]) > RANK:
-            torch.set_rng_state(saved["ranks"][RANK][0])
-            if torch.cuda.is_initialized() and saved["ranks"][RANK][1] is not None:
-                torch.cuda.set_rng_state(saved["ranks"][RANK][1])
+        torch.set_rng_state(saved["rng"][0])
+        if torch.cuda.is_initialized() and saved["rng"][1] is not None:
+            torch.cuda.set_rng_state(saved["rng"][1])
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation
@@ -1030,7 +952,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
         path, saved = load_checkpoint(source)
         was = Args(**saved["args"])
         if args.resume is None:  # an evaluation needs nothing that only training needs
-            was = dataclasses.replace(was, device="auto", track=False, compile=False)
+            was = dataclasses.replace(was, device="auto", track=False)
         args = tyro.cli(Args, args=argv, default=was)
         for flag, value in vars(args).items() if args.resume else ():
             if value != getattr(was, flag) and flag != "resume":
@@ -1038,7 +960,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
-    if args.resume and saved["step"] + args.num_envs * args.num_steps * RANKS > args.total_timesteps:
+    if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved
 
@@ -1050,34 +972,24 @@ def main(argv: list[str] | None = None) -> int:
         # CPU take much longer. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
             ctypes.CDLL(None).mallopt(option, value)
-    out, err = (Console(stream if RANK == 0 else None) for stream in (sys.stdout, sys.stderr))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(Console(sys.stdout)), contextlib.redirect_stderr(Console(sys.stderr)):
         try:
             args, path, saved = parse(argv)
             auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
             device = torch.device(auto if args.device == "auto" else args.device)
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(1)  # networks this small gain little from more; other cores can run other seeds
             if args.evaluate is not None:
                 evaluate(args, device, path, saved)
                 return 0
-            status = train(args, join_ranks(device) if RANKS > 1 else device, path, saved)
-            if RANKS > 1:
-                dist.barrier()  # no rank leaves while another needs it
-                dist.destroy_process_group()
-            return status
+            return train(args, device, path, saved)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks with the first one: let rank 0 speak
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
-            if not known and RANKS == 1:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
-            who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""
-            stream = Console(sys.__stderr__) if RANK else sys.stderr
-            print(f"error: {who}{(str(error) or repr(error)).splitlines()[0]}", file=stream)
-            return 1
+            print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
+            return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def main() -> None:
         parser.error(f"there is no checkpoint {path}")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     kept = {key: saved[key] for key in ("agent", "args", "step", "seconds", "best_score") if key in saved}
+    kept["args"]["runs_dir"] = "runs"  # where it was made is nobody's business
     if args.half:
         kept["agent"] = {name: x.half() for name, x in kept["agent"].items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
