@@ -86,7 +86,8 @@ def test_what_does_the_same_is_the_same_text():
     for block in SAME_WITH_OR_WITHOUT_RANKS:
         for knows in (True, False):
             assert_same(block, [x for x in all_blocks if ranks[x] == knows and x != "reinforce_rnd_maze"])
-    atari, minigrid = [x for x in all_blocks if "atari" in x], [x for x in all_blocks if "MiniGridEnvs" in all_blocks[x]]
+    atari = [name for name in all_blocks if "atari" in name]
+    minigrid = [name for name, found in all_blocks.items() if "MiniGridEnvs" in found]
     for block in SAME_IN_A_GAME:
         assert_same(block, atari)
         assert_same(block, minigrid)
