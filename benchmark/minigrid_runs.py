@@ -87,10 +87,19 @@ ROWS["novelty"] = {
     for paid, (flag, seeds) in NOVELTY.items()
     for name, frames in ALLOWED.items()
 }
-ROWS["novelty"]["ObstructedMaze-2Dlh, the mask alone"] = (
-    ["--env-id", "ObstructedMaze-2Dlh", "--solved-score", "0.9", "--total-timesteps", "15000000", "--novelty", "none"],
-    3,
-)
+ROWS["novelty"] |= {
+    f"{name}, {paid}": (
+        f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps {frames} {flag}".split(),
+        seeds,
+    )
+    for name, paid, flag, frames, seeds in (
+        ("ObstructedMaze-2Dlh", "the mask alone", "--novelty none", 15_000_000, 3),
+        ("KeyCorridorS6R3", "the mask alone", "--novelty none", 20_000_000, 1),
+        ("KeyCorridorS6R3", "counts", "--novelty count", 20_000_000, 1),
+        ("ObstructedMaze-Full", "the mask alone", "--novelty none", 20_000_000, 1),
+        ("ObstructedMaze-Full", "counts", "--novelty count", 20_000_000, 1),
+    )
+}
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
