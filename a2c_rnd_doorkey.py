@@ -124,7 +124,6 @@ class Args:
     vf_coef: float = 0.5  # weight of the value losses, squared error for each head
     max_grad_norm: float = 0.5  # clip the norm of the gradient of policy and values
     norm_adv: bool = False  # divide the advantages of a rollout by their std
-    bootstrap_truncated: bool = False  # extrinsic: value what the time limit cut off (notebook: no)
     orthogonal: bool = False  # orthogonal initial weights for all networks (notebook: PyTorch's own)
     one_hot: bool = False  # codes of a tile as planes of 0 and 1 (notebook: as numbers)
 
@@ -440,7 +439,6 @@ class Rollout(NamedTuple):
     values: Tensor  # (T+1, N, 2) intrinsic, extrinsic
     rewards: Tensor  # (T, N) extrinsic
     dones: Tensor  # (T, N) bool
-    truncated: Tensor  # (T, N) bool, done because of the time limit
     visits: Tensor  # (T, N) int64, how often what the step led to was seen in its episode
     valid: Tensor  # (T, N) bool, False where the step was a reset
 
@@ -460,7 +458,6 @@ def empty_rollout(T: int, N: int, device: torch.device) -> Rollout:
             values=torch.zeros((T + 1, N, 2)),
             rewards=torch.zeros((T, N)),
             dones=torch.zeros((T, N), dtype=torch.bool),
-            truncated=torch.zeros((T, N), dtype=torch.bool),
             visits=torch.zeros((T, N), dtype=torch.int64),
             valid=torch.zeros((T, N), dtype=torch.bool),
         )
@@ -469,7 +466,7 @@ def empty_rollout(T: int, N: int, device: torch.device) -> Rollout:
 @torch.no_grad()
 def collect(envs: MiniGridEnvs, agent: Agent, rollout: Rollout, args: Args) -> None:
     """Plays T steps with the policy and writes them into the rollout."""
-    obs, index, actions, values, rewards, dones, truncated, visits, valid = rollout
+    obs, index, actions, values, rewards, dones, visits, valid = rollout
     numbers: dict[bytes, int] = {}  # the different views, numbered in the order in which they came
     logits = torch.zeros((len(obs), envs.num_actions), device=obs.device)  # of each different view
     view_values = torch.zeros((len(obs), 2), device=obs.device)
@@ -483,7 +480,7 @@ def collect(envs: MiniGridEnvs, agent: Agent, rollout: Rollout, args: Args) -> N
         if t < args.num_steps:
             actions[t] = torch.multinomial(logits[index[t]].softmax(1), 1).squeeze(1)
             step = envs.step(actions[t].cpu().numpy())
-            rewards[t], dones[t], truncated[t], visits[t], valid[t] = map(torch.from_numpy, step)
+            rewards[t], dones[t], _, visits[t], valid[t] = map(torch.from_numpy, step)
     values[:] = view_values[index]
 
 
@@ -516,8 +513,6 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> tuple[Tensor, T
 def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> tuple[Tensor, Tensor]:
     """A = int_coef * A_int + ext_coef * A_ext (T, N), and what each value head is to learn (T, N, 2)."""
     rewards, dones, values = rollout.rewards, rollout.dones, rollout.values
-    if args.bootstrap_truncated:  # the view after a step that was cut is the episode's last
-        rewards = rewards + args.gamma * values[1:, :, 1] * rollout.truncated
     int_dones = dones if args.int_episodic else torch.zeros_like(dones)
     streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])

@@ -53,7 +53,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -93,7 +92,6 @@ class Args:
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the value network
-    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every iteration
     save_replay: bool = False  # save the memory too (pixels: 7 GB); or a resumed run fills it anew
@@ -125,9 +123,6 @@ class Args:
     num_quantiles: int = 64  # IQN: quantiles of the agent, and of the target network, in an update
     num_acting_quantiles: int = 32  # IQN: quantiles whose mean chooses an action
     quantile_mean: bool = False  # IQN: mean over the learned quantiles, not their sum (Dopamine: sum)
-    late_embedding: bool = False  # IQN: the quantile enters after the hidden layer (Dopamine: before)
-    munchausen_coef: float = 0.9  # share of the clipped log-policy in the reward (Vieillard et al.)
-    munchausen_floor: float = -1.0  # where it is clipped (Vieillard et al.)
 
     # policy
     policy: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # boltzmann: softmax(Q / temperature)
@@ -144,8 +139,7 @@ class Args:
     batch_size: int = 32  # steps in an update, B
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
-    learning_rate_final: float | None = None  # and in the end; none: as at the start
-    learning_rate_steps: int = 10_000_000  # environment steps from one to the other
+    learning_rate_final: float | None = None  # and after --total-timesteps; none: as at the start
     adam_eps: float = 1.5e-4  # Adam's epsilon
     max_grad_norm: float | None = None  # clip the norm of the value network's gradient
     target_every: int = 8000  # environment steps between copies to the target network
@@ -211,7 +205,7 @@ class AtariEnvs:
             args.env_id,
             env_type="gymnasium",
             num_envs=args.num_envs,
-            num_threads=min(args.num_envs, max(1, os.cpu_count())),
+            num_threads=min(args.num_envs, os.cpu_count() or 1),
             seed=seeds,
             max_episode_steps=args.max_episode_steps,
             repeat_action_probability=args.sticky_actions,
@@ -272,7 +266,7 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions: int, num_heads: int, args: Args):
         super().__init__()
-        self.num_heads, self.bf16, self.late = num_heads, args.bf16, args.late_embedding
+        self.num_heads, self.bf16 = num_heads, args.bf16
         if args.obs == "pixels":
             size, layers = 64 * 7 * 7, [nn.Conv2d(args.frame_stack, 32, 8, stride=4), nn.ReLU()]
             layers += [nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()]
@@ -282,7 +276,7 @@ class Agent(nn.Module):
         self.trunk = nn.Sequential(*layers)
         self.hidden = nn.Sequential(nn.Linear(size, 512), nn.ReLU())
         self.head = nn.Linear(512, num_heads * num_actions)
-        self.embedding = nn.Linear(64, 512 if self.late else size) if args.value == "iqn" else None
+        self.embedding = nn.Linear(64, size) if args.value == "iqn" else None
         self.register_buffer("frequencies", math.pi * torch.arange(1, 65), persistent=False)
 
     def forward(self, obs: Tensor, num_quantiles: int) -> tuple[Tensor, Tensor]:
@@ -291,12 +285,10 @@ class Agent(nn.Module):
             inputs = obs.to(memory_format=torch.channels_last) if obs.ndim == 4 else obs
             x = self.trunk(inputs.float().div_(255)).unsqueeze(1)  # (B, 1, D)
             taus = torch.rand((len(obs), num_quantiles if self.embedding else 1), device=obs.device)
-            if self.embedding is None:
-                x = self.hidden(x)
-            else:
+            if self.embedding is not None:
                 cosines = (taus.unsqueeze(2) * self.frequencies).cos()  # (B, K, 64)
-                embedded = self.embedding(cosines).relu()  # (B, K, D)
-                x = self.hidden(x) * embedded if self.late else self.hidden(x * embedded)
+                x = x * self.embedding(cosines).relu()  # (B, K, D)
+            x = self.hidden(x)
         # not in bfloat16: its numbers near 16 are 0.125 apart, more than a temperature
         return self.head(x.float()).unflatten(2, (self.num_heads, -1)), taus
 
@@ -453,18 +445,13 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
     Entropy is a reward: its sign is plus. It is divided by the weight of the last head, which gets it, so that
     the total value gains alpha * H(pi). Of n steps it would count one, so n must be 1. Entropy alone makes
     staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and alpha = 0.03: "soft" wants a
-    smaller alpha; Munchausen's is (1 - munchausen_coef) * alpha in effect.
+    smaller alpha; Munchausen's is alpha / 10 in effect.
     """
     pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
     values = (z * pi[:, None, None]).sum(3)
     if args.backup in SOFT:
-        values[..., -1] += alpha * entropy(pi)[:, None] / last_weight(args)
+        values[..., -1] += alpha * entropy(pi)[:, None] / heads(args).get("_ext", 1.0)
     return values
-
-
-def last_weight(args: Args) -> float:
-    """What the last head weighs in the total value."""
-    return 1.0 if args.single_head else args.ext_coef
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -472,13 +459,13 @@ def entropy(probabilities: Tensor) -> Tensor:
     return -torch.special.xlogy(probabilities, probabilities).sum(1)
 
 
-def munchausen_bonus(q: Tensor, actions: Tensor, alpha: float, args: Args) -> Tensor:
+def munchausen_bonus(q: Tensor, actions: Tensor, alpha: float, coef: float = 0.9, floor: float = -1.0) -> Tensor:
     """What it adds to the total reward (B,): coef * clip(alpha * log pi(a), floor, 0) (Vieillard et al. 2020).
 
     Args: q (B, A), total value of the state by the target network; actions (B,), what was done there.
     """
     logprobs = (q / alpha).log_softmax(1).gather(1, actions[:, None]).squeeze(1)
-    return args.munchausen_coef * (alpha * logprobs).clamp(args.munchausen_floor, 0)
+    return coef * (alpha * logprobs).clamp(floor, 0)
 
 
 def n_step_return(rewards: Tensor, alive: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -490,23 +477,18 @@ def n_step_return(rewards: Tensor, alive: Tensor, gamma: float) -> tuple[Tensor,
     return (discounts * rewards * alive).sum(0), gamma ** alive.sum(0)
 
 
-def quantile_huber(z: Tensor, targets: Tensor, taus: Tensor) -> Tensor:
-    """Quantile Huber loss (B, K), kappa = 1, the mean over the targets (Dabney et al. 2018, eq. 1 and 3).
+def value_loss(z: Tensor, targets: Tensor, taus: Tensor, args: Args) -> Tensor:
+    """Loss (B,) of one head: z and taus (B, K), what learns and where; targets (B, K'), samples of the return.
 
-    Args: z and taus (B, K), quantiles that learn and where they are; targets (B, K'), samples of the return.
+    IQN's is the quantile Huber loss, kappa = 1, the mean over the targets (Dabney et al. 2018, eq. 1 and 3).
     """
+    if args.value == "dqn":
+        loss = F.huber_loss if args.loss == "huber" else F.mse_loss
+        return loss(z, targets, reduction="none").squeeze(1)
     errors = targets[:, None] - z[:, :, None]  # (B, K, K')
     huber = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
-    return ((taus[:, :, None] - (errors < 0).float()).abs() * huber).mean(2)
-
-
-def value_loss(z: Tensor, targets: Tensor, taus: Tensor, args: Args) -> Tensor:
-    """Loss (B,) of one head: z and taus (B, K), targets (B, K')."""
-    if args.value == "iqn":
-        losses = quantile_huber(z, targets, taus)
-        return losses.mean(1) if args.quantile_mean else losses.sum(1)
-    loss = F.huber_loss if args.loss == "huber" else F.mse_loss
-    return loss(z, targets, reduction="none").squeeze(1)
+    losses = ((taus[:, :, None] - (errors < 0).float()).abs() * huber).mean(2)  # (B, K)
+    return losses.mean(1) if args.quantile_mean else losses.sum(1)
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
@@ -625,8 +607,7 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
     for now in range(step, step + args.num_steps * args.num_envs, args.num_envs):
         epsilon, temperature = exploration(now, args)
         obs = replay.stack(*replay.rows(replay.count, replay.count + 1)).to(device)
-        q = q_values(agent, obs, args)  # (N, A)
-        q = q.nan_to_num()  # so that an action is drawn; the next update's loss stops the run
+        q = q_values(agent, obs, args).nan_to_num()  # (N, A); a NaN stops the run at the next update's loss
         policy = action_probabilities(q, epsilon, temperature if args.policy == "boltzmann" else None)
         actions = torch.multinomial(policy, 1).squeeze(1)
         (obs, screens), results = envs.step(actions.cpu().numpy())
@@ -685,12 +666,11 @@ def td_targets(
     rewards = args.int_coef * bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
     if args.backup == "munchausen":
         q_now = q_values(target_agent, batch.obs, args)
-        rewards = rewards + munchausen_bonus(q_now, batch.actions, temperature, args) / last_weight(args)  # (1, B)
-    if args.single_head:
-        streams = [(rewards, batch.over, args.gamma)]
-    else:
-        int_over = batch.over if args.int_episodic else torch.zeros_like(batch.over)
-        streams = [(bonus, int_over, args.int_gamma), (rewards, batch.over, args.gamma)]
+        munchausen = munchausen_bonus(q_now, batch.actions, temperature) / heads(args).get("_ext", 1.0)
+        rewards = rewards + munchausen  # (1, B)
+    streams = [(rewards, batch.over, args.gamma)]  # the extrinsic one, or the only one
+    if not args.single_head:
+        streams.insert(0, (bonus, batch.over & args.int_episodic, args.int_gamma))
     targets = []
     for head, (r, over, gamma) in enumerate(streams):
         returns, discount = n_step_return(r, batch.alive, gamma)
@@ -724,7 +704,7 @@ def update(
         return totals  # the memory is being filled
     for now in range(step + args.update_every, step + num_new + 1, args.update_every):
         share = args.update_every / num_new  # of this update in the means
-        rate = linear(now, args.learning_rate, args.learning_rate_final, args.learning_rate_steps)
+        rate = linear(now, args.learning_rate, args.learning_rate_final, args.total_timesteps)
         optimizer.param_groups[0]["lr"] = rate
         t, env = replay.draw(args.batch_size, args.n_step)
         batch = Batch(*(x.to(device) for x in replay.batch(t, env, args.n_step)))
@@ -739,8 +719,7 @@ def update(
         loss = 0.0
         for head, (suffix, weight) in enumerate(heads(args).items()):
             head_loss = masked_mean(value_loss(z[..., head], targets[..., head], taus, args), batch.valid)
-            if weight > 0:  # a stream that is turned off does not shape the features either
-                loss = loss + head_loss
+            loss = loss + head_loss * (weight > 0)  # a stream that is turned off does not shape the features either
             totals[f"losses/value_loss{suffix}"] += share * head_loss.detach()
             totals[f"losses/q{suffix}"] += share * z[..., head].detach().mean()
         optimizer.zero_grad()
@@ -806,26 +785,19 @@ def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     iteration = args.num_envs * args.num_steps
     rows = args.frame_stack + args.n_step + args.num_steps + 1  # of all environments, the least to draw from
-    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps frame_stack max_episode_steps eval_episodes log_interval n_step batch_size"
     counts += " num_quantiles num_acting_quantiles buffer_size learning_starts update_every target_every"
-    weights = "checkpoint_interval int_coef ext_coef munchausen_coef"
+    weights = "checkpoint_interval int_coef ext_coef"
     shares = "gamma int_gamma sticky_actions epsilon epsilon_final eval_epsilon"
-    rates, options = "learning_rate predictor_learning_rate adam_eps temperature", "max_grad_norm int_clip"
-    options += " learning_rate_final temperature_final"
+    rates = "learning_rate learning_rate_final predictor_learning_rate adam_eps temperature temperature_final"
+    rates += " max_grad_norm int_clip"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
-        (
-            "seed epsilon_steps temperature_steps learning_rate_steps",
-            lambda x: 0 <= x < 2**63,
-            "at least 0 and below 2^63",
-        ),
+        ("seed epsilon_steps temperature_steps", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
         (weights, lambda x: 0 <= x < math.inf, "at least 0 and finite"),
-        ("munchausen_floor", lambda x: -math.inf < x <= 0, "at most 0 and finite"),
         (shares, lambda x: 0 <= x <= 1, "in [0, 1]"),
         (rates, lambda x: 0 < x < math.inf, "a positive number"),
-        (options, lambda x: x is None or 0 < x < math.inf, "a positive number"),
-        ("tau", lambda x: x is None or 0 < x <= 1, "in (0, 1]"),
+        ("tau", lambda x: 0 < x <= 1, "in (0, 1]"),
         ("update_every", lambda x: iteration % x == 0, f"a divisor of num_envs * num_steps, {iteration}"),
         ("buffer_size", lambda x: x >= args.num_envs * rows, f"at least {rows} steps of each environment"),
         ("learning_starts", lambda x: x <= args.buffer_size, f"at most --buffer-size {args.buffer_size}"),
@@ -841,7 +813,6 @@ def check_args(args: Args) -> None:
         ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
-        ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):
@@ -958,10 +929,6 @@ class Run:
         if saved:
             restore(learner, replay, args, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
-        if args.compile:
-            networks = learner["agent"], learner["target_agent"], *learner["rnd"].children()
-            for network in (x for x in networks if not isinstance(x, RunningMoments)):
-                network.compile()
         self.stack = contextlib.ExitStack()  # what to undo at the end
         self.open_folder(path)
         self.introduce(replay)
@@ -1202,8 +1169,8 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
         with film(video) if args.capture_video else contextlib.nullcontext() as writer:
             (obs, _), score, visited = env.reset(seed=seed), 0.0, set()
             for _ in range(args.max_episode_steps):
-                z, _ = agent(torch.from_numpy(obs)[None].to(device), args.num_acting_quantiles)
-                policy = action_probabilities(total_value(z, args), epsilon, temperature)
+                q = q_values(agent, torch.from_numpy(obs)[None].to(device), args)
+                policy = action_probabilities(q, epsilon, temperature)
                 obs, reward, terminated, _, _ = env.step(int(torch.multinomial(policy, 1)))
                 score += float(reward)
                 if args.env_id in ROOM_BYTE:
@@ -1228,7 +1195,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
         path, saved = load_checkpoint(source)
         was = Args(**saved["args"])
         if args.resume is None:  # an evaluation needs nothing that only training needs
-            was = dataclasses.replace(was, device="auto", track=False, compile=False)
+            was = dataclasses.replace(was, device="auto", track=False)
         args = tyro.cli(Args, args=argv, default=was)
         for flag, value in vars(args).items() if args.resume else ():
             if value != getattr(was, flag) and flag != "resume":

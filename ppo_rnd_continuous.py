@@ -139,8 +139,7 @@ class Args:
     int_norm: bool = True  # divide the bonus by the running std of its discounted return (paper: yes)
     int_clip: float | None = None  # clip the bonus, normalised or not, at this (paper: no)
     predictor_learning_rate: float = 1e-4  # Adam's step size of the predictor, which stays (paper: 1e-4)
-    sum_errors: bool = False  # add the squared errors of the features up (paper: so written; reference: mean)
-    rnd_net: Literal["deeper-predictor", "feature-net"] = "deeper-predictor"  # feature-net: 2 outputs
+    rnd_net: Literal["deeper-predictor", "feature-net"] = "deeper-predictor"  # feature-net: 2 outputs, errors added
     obs_norm: Literal["running", "frozen"] = "running"  # statistics of what RND sees; frozen: a random agent's
     frozen_obs_norm_steps: int = 1500  # environment steps of that agent
 
@@ -149,7 +148,6 @@ PRESETS = {  # what each differs in from the defaults
     "default": {},
     "seed-001": {
         "rnd_net": "feature-net",
-        "sum_errors": True,
         "obs_norm": "frozen",
         "int_norm": False,
         "int_clip": 1.0,
@@ -335,10 +333,10 @@ def whiten(obs: Tensor, obs_rms: RunningMoments) -> Tensor:
     return ((obs - obs_rms.mean.float()) / obs_rms.var.sqrt().float()).clamp(-5, 5)
 
 
-def prediction_errors(predicted: Tensor, targets: Tensor, args: Args) -> Tensor:
-    """Features (..., F) -> the mean, or the sum, of their squared differences (...)."""
-    squares = (predicted - targets).square()
-    return squares.sum(-1) if args.sum_errors else squares.mean(-1)
+def novelty(rnd: RND, seen: Tensor, args: Args) -> Tensor:
+    """Raw intrinsic reward, and the predictor's loss: what RND sees (..., D) -> squared error of the features (...)."""
+    squares = (rnd.predictor(seen) - rnd.target(seen)).square()  # (..., F)
+    return squares.sum(-1) if args.rnd_net == "feature-net" else squares.mean(-1)
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -487,8 +485,7 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
         # paper: 50 rollouts of a random agent first, here: each rollout enters the statistics before it is
         # rewarded, because the first is to be whitened too
         rnd.obs_rms.update(obs.flatten(0, 1), valid.flatten())
-    seen = whiten(obs, rnd.obs_rms)
-    intrinsic = prediction_errors(rnd.predictor(seen), rnd.target(seen), args)
+    intrinsic = novelty(rnd, whiten(obs, rnd.obs_rms), args)
     if args.int_norm:
         discounted, rnd.filtered = reward_filter(intrinsic, valid, args.int_gamma, rnd.filtered)
         rnd.return_rms.update(discounted.flatten(), valid.flatten())
@@ -530,8 +527,7 @@ def update(
             batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (V/M, ...)
             optimizer.zero_grad()  # to None, so that Adam leaves the predictor alone after the first epoch
             if args.int_coef > 0 and epoch == 0:
-                errors = prediction_errors(rnd.predictor(seen[chosen]), rnd.target(seen[chosen]), args)
-                predictor_loss = errors.mean()
+                predictor_loss = novelty(rnd, seen[chosen], args).mean()
                 predictor_loss.backward()
                 logged["losses/predictor_loss"].append(predictor_loss.detach())
             mean, values = agent(batch["inputs"])
@@ -596,7 +592,7 @@ def check_args(args: Args) -> None:
         ("ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("learning_rate predictor_learning_rate clip_coef value_gain", lambda x: 0 < x < math.inf, "a positive number"),
-        ("max_grad_norm int_clip", lambda x: x is None or 0 < x < math.inf, "a positive number"),
+        ("max_grad_norm int_clip", lambda x: 0 < x < math.inf, "a positive number"),
         ("solved_score", lambda x: not math.isnan(x), "a number"),
         # every second step may be a reset, and no minibatch may be empty
         ("num_minibatches", lambda x: x <= most, f"at most {most}, half of the steps in a rollout"),

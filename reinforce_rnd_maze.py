@@ -496,17 +496,12 @@ def train(args: Args, device: torch.device) -> int:
 
 
 # ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
-
-SCRIPT = pathlib.Path(globals().get("__file__", "notebook")).stem
-
-
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 
 
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
     counts = "num_envs max_episode_steps total_episodes eval_episodes"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
@@ -518,7 +513,7 @@ def check_args(args: Args) -> None:
         ("predictor_learning_rate max_grad_norm", lambda x: 0 < x < math.inf, "a positive number"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
-        ("device", lambda _: ranks == 1, "without torchrun: this script is one process"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):
@@ -559,21 +554,6 @@ class Console:
         return getattr(self.stream, name)
 
 
-class Progress(tqdm):
-    """A bar on a terminal, elsewhere a line every 10 seconds: percent, episodes, time left, rate, status."""
-
-    def __init__(self, total: int):
-        self.terminal = sys.stderr.isatty()
-        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        super().__init__(total=total, unit=" ep", smoothing=0.02, miniters=1, **style)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if self.terminal:
-            super().display(msg, pos)
-        elif msg is None:
-            print(str(self).replace("|", ""))
-
-
 class Run:
     """What goes on around the loop: the run's folder, logs, progress, and what is kept for the end."""
 
@@ -584,7 +564,8 @@ class Run:
         self.visits = torch.zeros(len(envs.cells), dtype=torch.int64)  # (S,) how often each state was entered
         self.snapshots = []  # at each eighth of the run: (step, visits (S,) so far, bonus (S,))
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        self.folder = pathlib.Path(args.runs_dir) / f"Maze-{args.goal}__{SCRIPT}__{args.seed}__{now}"
+        script = pathlib.Path(globals().get("__file__", "notebook")).stem
+        self.folder = pathlib.Path(args.runs_dir) / f"Maze-{args.goal}__{script}__{args.seed}__{now}"
         try:
             self.folder.mkdir(parents=True)
             self.writer = SummaryWriter(str(self.folder))
@@ -597,7 +578,8 @@ class Run:
         self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
         self.stack.callback(self.writer.close)
         self.introduce()
-        self.bar = Progress(args.total_episodes)
+        lines = {} if sys.stderr.isatty() else {"file": io.StringIO(), "bar_format": "{l_bar} {r_bar}"}  # see `log`
+        self.bar = tqdm(total=args.total_episodes, unit=" ep", smoothing=0.02, miniters=1, **lines)
         self.stack.callback(self.bar.close)
         self.close = self.stack.close
         self.started = self.logged = time.monotonic()
@@ -643,8 +625,6 @@ class Run:
             "charts/episodic_return": hits.mean(),
             "charts/episodic_length": num_steps / args.num_envs,
             "charts/success_rate": success,
-            "charts/episodes": episode,
-            "charts/moved": masked_mean((rollout.states != rollout.next_states).float(), valid),
             "charts/SPS": num_steps / (now - self.logged),
             "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
             "rnd/intrinsic_reward": masked_mean(intrinsic, valid),
@@ -653,8 +633,6 @@ class Run:
         }
         for stream, values, G in zip(("int", "ext"), rollout.baselines(args).unbind(2), returns.unbind(2), strict=True):
             scalars[f"losses/explained_variance_{stream}"] = explained_variance(values, G, valid)
-        if length:
-            scalars["charts/greedy_path"] = length
         if args.demo_curriculum:
             scalars["charts/start_distance"] = shortest_path(envs).index(envs.start)
         scalars = {key: torch.as_tensor(value).item() for key, value in scalars.items()}
@@ -672,6 +650,8 @@ class Run:
             last = [*rollout.states[valid[:, 0], 0].tolist(), int(rollout.next_states[-1, 0])]
             tqdm.write(f"episode {episode:,}: likeliest actions, and where the last episode went")
             tqdm.write(draw(envs, actions, last))
+            if not sys.stderr.isatty():
+                print(str(self.bar).replace("|", ""))
         self.logged = now
 
     def finish(self) -> None:
@@ -799,8 +779,7 @@ def plot(run: Run) -> None:
     panel.set(xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
     panel.spines[["top", "right"]].set_visible(False)
     for name, figure in figures.items():
-        figure.savefig(buffer := io.BytesIO(), dpi=110)
-        write(run.folder / f"{name}.png", buffer)
+        figure.savefig(run.folder / f"{name}.png", dpi=110)
     print(f"pictures: {', '.join(f'{name}.png' for name in figures)}")
 
 

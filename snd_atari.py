@@ -92,7 +92,7 @@ from tqdm import tqdm
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
-Preset = Literal["snd-v", "snd-v-plain", "snd-vic", "snd-std", "vicreg-aug", "seed-snd", "seed-rnd"]
+Preset = Literal["snd-v", "snd-v-plain", "snd-vic", "snd-std", "seed-snd", "seed-rnd"]
 
 
 @dataclasses.dataclass
@@ -132,7 +132,6 @@ class Args:
     clip_coef: float = 0.1  # PPO's clip range
     ent_coef: float = 0.001  # weight of the entropy bonus
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head
-    norm_adv: bool = False  # normalise the advantages of each minibatch
     max_grad_norm: float | None = 0.5  # clip the norm of the policy's gradient; not of the other two
     policy_net: Literal["A", "B", "C", "D"] = "C"  # policies of the author's diagrams; D has attention
     critic_init: float = 0.1  # gain of the values' hidden layer
@@ -145,7 +144,6 @@ class Args:
     int_scale: float = 0.5  # r_int = this * mean squared error of the 512 features
     int_clip: float | None = 1.0  # clip the intrinsic reward at this
     int_norm: bool = False  # divide it by the running std of its return (RND: yes); --int-scale then cancels
-    reward_on: Literal["obs", "next_obs"] = "obs"  # the frame rewarded: before or after the step (RND)
     entropy_coef_episodic: float = 0.0  # weight of a third stream: how far an episode's features spread
     entropy_memory: int = 64  # over how many frames of the episode; the author's number is lost
 
@@ -176,7 +174,6 @@ PRESETS = {  # what each differs in from the defaults
     "snd-vic": PAPER | {"target_loss": "vicreg", "int_scale": 0.25},
     # the paper's int_scale for PrivateEye and Solaris is 0.5, for Venture 0.25
     "snd-std": PAPER | {"target_loss": "stdim", "predictor_gain": 0.5, "int_scale": 1.0},
-    "vicreg-aug": {"target_loss": "vicreg", "noise_prob": 0.5, "obs_norm": "none", "update_proportion": 1.0},
     # inferred: the author's one surviving SND setting has 0.256 and meanstd; his notes say the mean alone
     "seed-snd": {"aug": "multi", "rnd_net": "A", "int_scale": 0.256},
     # 256 * the mean of 512 squares is half their sum, the author's formula
@@ -474,12 +471,6 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
-def normalise(x: Tensor, valid: Tensor) -> Tensor:
-    """x (B,) with mean 0 and std 1 over its valid entries."""
-    centred = x - masked_mean(x, valid)
-    return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
-
-
 def augment(inputs: Tensor, aug: str, noise_prob: float) -> Tensor:
     """Frames as a network sees them (B, 1, 96, 96) -> the same, each damaged in its own way (author).
 
@@ -712,8 +703,7 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
 
     All with the statistics of the frames as they were. Then these take in the new frames.
     """
-    newest = rollout.obs[:, :, 3]  # (T+1, N, 96, 96)
-    frames = newest[1:] if args.reward_on == "next_obs" else newest[:-1]  # (T, N, 96, 96)
+    frames = rollout.obs[:-1, :, 3]  # (T, N, 96, 96) before the step, as in the author's code (RND: after it)
     error = novelty(snd, frames, args.obs_norm)  # never in bfloat16: its rounding could pass for novelty
     intrinsic = args.int_scale * error
     if args.int_norm:
@@ -722,7 +712,7 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
         intrinsic = intrinsic / snd.return_rms.var.sqrt().float()
     bonus = {"error": error, "intrinsic_reward": intrinsic.clamp(max=args.int_clip or math.inf)}
     if args.entropy_coef_episodic:
-        seen = features(snd.target, newest[:-1], snd.obs_rms, args.obs_norm)  # (T, N, 512)
+        seen = features(snd.target, frames, snd.obs_rms, args.obs_norm)  # (T, N, 512)
         starts = torch.cat([snd.starts[None], ~rollout.valid[:-1]])  # (T, N) a reset shows a first frame
         snd.starts = ~rollout.valid[-1]
         bonus["spread"] = episodic_spread(seen, starts, snd.memory, snd.position).clamp(max=1)
@@ -779,7 +769,6 @@ def update(
     data |= {"advantages": advantages, "returns": returns}
     data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
     newest = rollout.obs[:, :, 3].flatten(0, 1)  # (B + N, 96, 96)
-    shift = N if args.reward_on == "next_obs" else 0  # from a step to the frame that is rewarded
     experience = data["valid"].nonzero().squeeze(1)  # (E,) steps that were no resets
     share = args.update_proportion or min(1.0, 32 / (N * RANKS))
     logged: dict[str, list[Tensor]] = collections.defaultdict(list)
@@ -792,15 +781,13 @@ def update(
         if k < args.rnd_epochs * M:
             if args.target_loss != "none":
                 metrics |= update_target(snd, optimizers["target"], newest, experience, args)
-            inputs = whiten(newest.index_select(0, drawn + shift), snd.obs_rms, args.obs_norm)
+            inputs = whiten(newest.index_select(0, drawn), snd.obs_rms, args.obs_norm)
             with torch.no_grad():
                 targets = forward(snd.target, inputs, args).float()  # (B/M, 512)
             predicted = forward(snd.predictor, inputs, args).float()
             metrics["predictor_loss"] = predictor_loss(predicted, targets, share, args.predictor_mask)
             descend(metrics["predictor_loss"], optimizers["predictor"])
 
-        if args.norm_adv:
-            batch["advantages"] = normalise(batch["advantages"], batch["valid"])
         loss, policy_metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
         metrics |= policy_metrics
         metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm or math.inf)  # inf: for the log
@@ -865,7 +852,7 @@ def check_args(args: Args) -> None:
         (f"checkpoint_interval {weights}", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda sticky_actions noise_prob", lambda x: 0 <= x <= 1, "in [0, 1]"),
         (f"learning_rate clip_coef {gains}", lambda x: 0 < x < math.inf, "a positive number"),
-        ("max_grad_norm int_clip mag_limit", lambda x: x is None or 0 < x < math.inf, "a positive number"),
+        ("max_grad_norm int_clip mag_limit", lambda x: 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: 0 < x <= 1, "in (0, 1]"),
         ("num_minibatches", lambda x: rollout % x == 0, f"a divisor of a rollout, {rollout} steps"),
         ("total_timesteps", lambda x: rollout * RANKS <= x < 2**63, f"at least a rollout, {rollout * RANKS} steps"),
@@ -898,7 +885,7 @@ def resolve_env_id(name: str) -> str:
 
 # Under torchrun each rank runs this whole script, with environments of its own. The ranks share the first
 # weights, the gradients, all statistics and the decision to stop, so that N environments on each of R ranks
-# learn as R * N on one. (But --norm-adv and the target's losses vicreg and stdim see their own rank only, each
+# learn as R * N on one. (But the target's losses vicreg and stdim see their own rank only, each
 # rank draws --target-batch pairs, and the ranks share out the warm-up.)
 
 

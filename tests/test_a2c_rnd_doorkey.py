@@ -354,7 +354,7 @@ def test_a_rollout_holds_each_view_once_in_the_order_in_which_they_came(fake_env
         np.testing.assert_array_equal(rollout.views[rollout.index], envs.tiles[shown])
         _, values = agent(script.encode(torch.from_numpy(envs.tiles[shown.flatten()]), False))
         torch.testing.assert_close(rollout.values, values.detach().unflatten(0, (41, 6)))
-        for name, column in zip(("rewards", "dones", "truncated", "valid"), (2, 3, 4, 5), strict=True):
+        for name, column in zip(("rewards", "dones", "valid"), (2, 3, 5), strict=True):
             expected = np.stack([step[column] for step in envs.steps[40 * r : 40 * (r + 1)]])
             np.testing.assert_array_equal(getattr(rollout, name), expected)
 
@@ -392,7 +392,7 @@ def transcription(args: script.Args, envs: FakeEnvs, rollouts: int) -> dict[str,
     for r in range(rollouts):
         shown = np.stack(envs.shown[r * T : (r + 1) * T + 1])
         columns = zip(*envs.steps[r * T : (r + 1) * T], strict=True)
-        actions, new, rewards, dones, truncated, valid = map(np.stack, columns)
+        actions, new, rewards, dones, _, valid = map(np.stack, columns)
         x = script.encode(torch.from_numpy(envs.tiles[shown.flatten()]), args.one_hot)  # ((T+1)N, C, 7, 7)
         hidden = convs(x)
         logits, v_int, v_ext = (head(hidden).unflatten(0, (T + 1, N)) for head in heads)
@@ -436,10 +436,7 @@ def transcription(args: script.Args, envs: FakeEnvs, rollouts: int) -> dict[str,
                         t = steps[j]
                         following = values[steps[j + 1], n, head] if j + 1 < len(steps) else values[T, n, head]
                         end = dones[t, n] and (head == 1 or args.int_episodic)
-                        if end:
-                            following = 0.0
-                            if head == 1 and args.bootstrap_truncated and truncated[t, n]:
-                                following = values[t + 1, n, head]  # of the episode's last view
+                        following = 0.0 if end else following
                         advantage += weight * (reward[t, n] + gamma * following - values[t, n, head])
                         weight *= gamma * args.gae_lambda
                         if end:
@@ -484,7 +481,7 @@ def transcription(args: script.Args, envs: FakeEnvs, rollouts: int) -> dict[str,
 FLAGS = [
     {},
     {"int_coef": 0.0},
-    {"int_coef": 0.0, "bootstrap_truncated": True, "norm_adv": True},
+    {"int_coef": 0.0, "norm_adv": True},
     {"int_norm": True},
     {"obs_norm": True},
     {"same_obs": True},
@@ -494,14 +491,7 @@ FLAGS = [
     {"ext_coef": 2.0, "gamma": 0.9, "gae_lambda": 0.5, "int_gamma": 0.8, "vf_coef": 1.0, "ent_coef": 0.1},
     {
         **{"one_hot": True, "orthogonal": True, "first_visit": True, "same_obs": True, "int_norm": True},
-        **{
-            "norm_adv": True,
-            "obs_norm": True,
-            "dropout": 0.0,
-            "ext_coef": 1.0,
-            "int_coef": 0.1,
-            "bootstrap_truncated": True,
-        },
+        **{"norm_adv": True, "obs_norm": True, "dropout": 0.0, "ext_coef": 1.0, "int_coef": 0.1},
     },
 ]
 
@@ -604,7 +594,7 @@ def test_presets_read_back(monkeypatch):
         **{"ent_coef": 0.01, "max_grad_norm": 0.5, "norm_adv": False, "one_hot": False, "orthogonal": False},
         **{"int_coef": 10, "ext_coef": None, "int_gamma": 0.99, "int_episodic": True, "int_norm": False},
         **{"obs_norm": False, "same_obs": False, "first_visit": False, "dropout": 0.25, "log_interval": 100},
-        **{"predictor_learning_rate": 1e-4, "predictor_max_grad_norm": 0.01, "bootstrap_truncated": False},
+        **{"predictor_learning_rate": 1e-4, "predictor_max_grad_norm": 0.01},
     }
     assert {key: getattr(notebook, key) for key in expected} == expected
     large = {"num_envs": 128, "num_steps": 48, "gamma": 0.995, "log_interval": 35}

@@ -47,14 +47,14 @@ def fixed_point(backup: str, length: int, alpha: float = 0.05, sweeps: int = 500
     Action 0 goes on, the others stay. Going on from the last state is paid 1 and ends the episode; gamma is 0.99.
     """
     q = torch.zeros((length, 6), dtype=torch.float64)
-    args = script.Args(backup=backup, single_head=True, munchausen_coef=coef, munchausen_floor=-1e9)
+    args = script.Args(backup=backup, single_head=True)
     for _ in range(sweeps):
         v = script.next_value(q[:, None, None], q, alpha, args)[:, 0, 0]
         new = (0.99 * v)[:, None].repeat(1, 6)
         new[:, 0] = torch.cat([0.99 * v[1:], torch.ones(1, dtype=torch.float64)])
         if backup == "munchausen":
             for a in range(6):
-                new[:, a] += script.munchausen_bonus(q, torch.full((length,), a), alpha, args)
+                new[:, a] += script.munchausen_bonus(q, torch.full((length,), a), alpha, coef, floor=-1e9)
         q = new
     return q
 
@@ -391,7 +391,7 @@ def test_constants_read_back_from_envpool():
 # ----------------------------------------------------------------------------------------------------- Networks
 
 
-def lean_agent(p: dict, obs: torch.Tensor, taus: torch.Tensor | None, heads: int, late: bool = False) -> torch.Tensor:
+def lean_agent(p: dict, obs: torch.Tensor, taus: torch.Tensor | None, heads: int) -> torch.Tensor:
     """Values (B, K, H, A) by the weights p; no taus: DQN."""
     linear = lambda x, name: x @ p[f"{name}.weight"].T + p[f"{name}.bias"]  # noqa: E731
     x = obs.double() / 255
@@ -406,19 +406,19 @@ def lean_agent(p: dict, obs: torch.Tensor, taus: torch.Tensor | None, heads: int
     else:
         cosines = torch.stack([torch.cos(np.pi * i * taus) for i in range(1, 65)], -1)
         phi = F.relu(linear(cosines, "embedding"))
-        x = F.relu(linear(x, "hidden.0"))[:, None] * phi if late else F.relu(linear(x[:, None] * phi, "hidden.0"))
+        x = F.relu(linear(x[:, None] * phi, "hidden.0"))
     return linear(x, "head").unflatten(2, (heads, -1))
 
 
 @float64()
-@pytest.mark.parametrize(("obs", "value", "late"), [("pixels", "dqn", 0), ("ram", "dqn", 0), ("pixels", "iqn", 0),
-                                                    ("ram", "iqn", 0), ("ram", "iqn", 1)])  # fmt: skip
-def test_networks_equal_their_description(obs, value, late):
-    agent = script.Agent(5, 2, script.Args(obs=obs, value=value, late_embedding=bool(late)))
+@pytest.mark.parametrize("obs", ["pixels", "ram"])
+@pytest.mark.parametrize("value", ["dqn", "iqn"])
+def test_networks_equal_their_description(obs, value):
+    agent = script.Agent(5, 2, script.Args(obs=obs, value=value))
     seen = torch.randint(256, (3, 4, *script.OBS_SHAPE[obs]), dtype=torch.uint8)
     z, taus = agent(seen, 7)
     assert z.shape == (3, 7 if value == "iqn" else 1, 2, 5) and taus.shape == z.shape[:2]
-    expected = lean_agent(agent.state_dict(), seen, taus if value == "iqn" else None, 2, bool(late))
+    expected = lean_agent(agent.state_dict(), seen, taus if value == "iqn" else None, 2)
     torch.testing.assert_close(z, expected)
 
 
@@ -523,7 +523,7 @@ def plain_targets(p: dict, slow: dict, batch: script.Batch, bonus: torch.Tensor,
                     r = args.int_coef * own + args.ext_coef * r if H == 1 else own if intrinsic else r
                     if here is not None and i == 0 and not intrinsic:
                         log_p = (weigh(here[b]) / alpha).log_softmax(0)[batch.actions[b]]
-                        more = args.munchausen_coef * (alpha * log_p).clamp(args.munchausen_floor, 0)
+                        more = 0.9 * (alpha * log_p).clamp(-1, 0)
                         r = r + more / (1 if H == 1 else args.ext_coef)
                     total = total + gamma**i * r
                 goes_on = not batch.over[b] or (intrinsic and not args.int_episodic)
@@ -767,7 +767,7 @@ class Corridor:
     "changes",
     [
         {},
-        {"value": "iqn", "num_quantiles": 4, "num_acting_quantiles": 4, "late_embedding": True},
+        {"value": "iqn", "num_quantiles": 4, "num_acting_quantiles": 4},
         {"policy": "boltzmann", "backup": "softmax", "temperature": 0.01},
     ],
 )

@@ -280,10 +280,10 @@ def test_the_seed_s_feature_net():
         assert kinds == ["Linear", "ReLU"] * 3 + ["Linear"]
         assert all(0 < y.bias.abs().max() <= y.in_features**-0.5 for y in linear(network))
     assert not any(p.requires_grad for p in rnd.target.parameters())
-    predicted, targets = torch.randn(7, 5, 2), torch.randn(7, 5, 2)
-    for sums, expected in ((True, 1), (False, 0.5)):
-        errors = script.prediction_errors(predicted, targets, script.Args(sum_errors=sums))
-        torch.testing.assert_close(errors, expected * ((predicted - targets) ** 2).sum(-1))
+    seen = torch.randn(7, 5, 17)
+    for net, share in (("feature-net", 1.0), ("deeper-predictor", 0.5)):  # the sum, or the mean
+        error = script.novelty(rnd, seen, script.Args(rnd_net=net))
+        torch.testing.assert_close(error, share * ((rnd.predictor(seen) - rnd.target(seen)) ** 2).sum(-1))
 
 
 def log_density(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -444,6 +444,7 @@ def draws(monkeypatch):
 def transcription(args: script.Args, envs: FakeEnvs, orders: list, rollouts: int) -> dict[str, torch.Tensor]:
     """The same run in plain loops over steps and samples. Returns the weights."""
     T, N, M, H = args.num_steps, args.num_envs, args.num_minibatches, 1 if args.single_head else 2
+    sums = args.rnd_net == "feature-net"
     torch.manual_seed(args.seed)
     agent, rnd = script.Agent(args, 4, 2, CPU), script.RND(args.rnd_net, N, 4, CPU)
     adams = [torch.optim.Adam(x.parameters(), args.learning_rate, eps=1e-5) for x in (agent, rnd.predictor)]
@@ -491,7 +492,7 @@ def transcription(args: script.Args, envs: FakeEnvs, orders: list, rollouts: int
             y = torch.from_numpy(np.clip((shown[1:] - m) / np.sqrt(var), -5, 5))
             with torch.no_grad():
                 squares = (rnd.predictor(y) - rnd.target(y)) ** 2
-            intrinsic = (squares.sum(-1) if args.sum_errors else squares.mean(-1)).numpy().copy()
+            intrinsic = (squares.sum(-1) if sums else squares.mean(-1)).numpy().copy()
             if args.int_norm:
                 for t, n in itertools.product(range(T), range(N)):
                     if valid[t, n]:
@@ -552,7 +553,7 @@ def transcription(args: script.Args, envs: FakeEnvs, orders: list, rollouts: int
                             loss = loss + args.vf_coef * 0.5 * error
                 for t, n in batch:
                     squares = (rnd.predictor(y[t, n]) - rnd.target(y[t, n])) ** 2
-                    predictor_loss = predictor_loss + (squares.sum() if args.sum_errors else squares.mean())
+                    predictor_loss = predictor_loss + (squares.sum() if sums else squares.mean())
                 gradients = torch.autograd.grad(loss / len(batch), [*agent.parameters()])
                 if args.max_grad_norm is not None:
                     norm = torch.sqrt(sum((g**2).sum() for g in gradients))
@@ -577,7 +578,7 @@ FLAGS = [
     {"int_episodic": True, "predictor_learning_rate": 1e-3, "bootstrap_truncated": False, "value_gain": 1.0},
     {"single_head": True, "clip_vloss": False},
     {"norm_adv": False, "max_grad_norm": None, "anneal_lr": False},
-    {"obs_norm": "frozen", "frozen_obs_norm_steps": 30, "int_norm": False, "sum_errors": True},
+    {"obs_norm": "frozen", "frozen_obs_norm_steps": 30, "int_norm": False, "rnd_net": "feature-net"},
     {"gamma": 0.9, "gae_lambda": 0.5, "int_gamma": 0.8, "vf_coef": 0.7, "clip_coef": 0.02, "ent_coef": 0.1},
     {"num_envs": 1, "num_steps": 48, "num_minibatches": 5},
 ]
