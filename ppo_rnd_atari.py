@@ -36,7 +36,7 @@ What to expect: the paper's recurrent agents score 8,152 on Montezuma's Revenge 
 = 4 frames). The policy here is the paper's other one, without memory (table 5), for which it gives no such
 number. Nothing but zeros for the first tens of millions of frames is normal. At 128 environments it takes
 about 2 GB of memory. On one CPU core `--preset small --bf16` had the key and the first door after three hours
-(one seed). README.md has what this script has reached, docs/guide.md its speed.
+(one seed of two). README.md has what this script has reached, docs/guide.md its speed.
 """
 
 import collections

@@ -160,7 +160,7 @@ def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
     rows = [[x for x in there if x.startswith(f"{name},")] for name in names]
     figure, panels = plt.subplots(
         *(len(names), 1), figsize=(8, 0.9 + 0.27 * sum(map(len, rows)) + 0.6 * len(names)), squeeze=False,
-        sharex=True, gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
+        gridspec_kw={"height_ratios": [len(x) + 1 for x in rows]},
     )  # fmt: skip
     for panel, name, mine in zip(panels[:, 0], names, rows, strict=True):
         labels = []

@@ -57,22 +57,25 @@ def frames_to(name, row, column):
 @pytest.mark.parametrize("label", README)
 def test_a_row_of_the_readme_is_what_the_csv_says(label):
     name, row, other, column = README[label]
-    with_bonus, alone, without, frames, _ = tables(ROOT / "README.md")[label]
+    with_bonus, mask, alone, without, frames, _ = tables(ROOT / "README.md")[label]
     took, seeds = frames_to(name, row, column)
     assert with_bonus == f"{len(took)} of {seeds}"
     assert frames == f"{statistics.median(took):.2f}M ({min(took):.2f}M to {max(took):.2f}M)"
-    rows = {line["row"] for line in sweep.read_table(RESULTS / f"{name}.csv")}
-    for cell, other_row in ((without, other), (alone, row.replace("default", "RND alone"))):
+    compared = [(name, without, other), (name, alone, row.replace("default", "RND alone"))]
+    for name, cell, other_row in [*compared, ("minigrid_novelty", mask, row.replace("default", "the mask alone"))]:
+        rows = {line["row"] for line in sweep.read_table(RESULTS / f"{name}.csv")}
         if other_row not in rows - {row}:
             assert cell in ("", "not run")
             continue
         reached, seeds = frames_to(name, other_row, column)
-        (words,) = re.findall(r"^(\d+ of \d+)(?: in ([\d.]+)M)?$", cell)
+        (words,) = re.findall(r"^(\d+ of \d+)(?:, ([\d.]+)M)?(?: in ([\d.]+)M)?$", cell)
         assert words[0] == f"{len(reached)} of {seeds}"
-        if words[1]:  # the frames that were allowed
+        if words[1]:
+            assert words[1] == f"{statistics.median(reached):.2f}"
+        if words[2]:  # the frames that were allowed
             played = next(x for x in ("frames", "steps") if x in lines_of(name, other_row)[0])
             allowed = FRAMES.get(name, 1) * max(float(line[played]) for line in lines_of(name, other_row))
-            assert 0.9 * float(words[1]) < allowed / 1e6 <= float(words[1])
+            assert 0.9 * float(words[2]) < allowed / 1e6 <= float(words[2])
 
 
 def test_every_row_of_the_readme_has_its_numbers_checked():
@@ -94,6 +97,7 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
         ("games", ram, ()),
         ("endurance", endurance, ()),
         ("minigrid_ablations", minigrid_runs, (minigrid_runs.ROWS["ablations"],)),
+        ("minigrid_novelty", minigrid_runs, (minigrid_runs.ROWS["novelty"],)),
     ],
 )
 def test_a_table_of_the_results_is_the_one_that_its_program_prints(name, program, rows, capsys):
