@@ -32,7 +32,7 @@ Both look at the agent's own view. RIDE and NovelD count on the whole grid, whic
 
 What it is made of (docs/results/README.md has runs with each part changed):
   1. The mask on first visits: RND alone takes several times as long, or does not get there at all. The mask
-     alone does on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
+     alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
   2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, the score of a run on
      MultiRoom swung once the goal was found. Perhaps what is new elsewhere called the agent away.
   3. Advantages as they are. In a large grid whole rollouts hold nothing new and no goal. Their noise, divided
