@@ -56,14 +56,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: leave without a traceback
 
 import ale_py
 import envpool
@@ -932,9 +928,6 @@ class Run:
         self.stack = contextlib.ExitStack()  # what to undo at the end
         self.open_folder(path)
         self.introduce(replay)
-        # TensorBoard's thread shows its own error, and the next scalar raises it here: once is enough
-        self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
-        threading.excepthook = lambda _: None
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
@@ -1095,9 +1088,6 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        finite = all(x.isfinite().all() for x in saved["agent"].values())
-        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
-            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
@@ -1109,9 +1099,6 @@ def restore(learner: dict, replay: Replay, args: Args, path: pathlib.Path, saved
         saved["optimizer"]["param_groups"] = learner["optimizer"].state_dict()["param_groups"]  # as the flags
         for name, part in learner.items():
             part.load_state_dict(saved[name])
-        for p, state in learner["optimizer"].state.items():
-            if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
-                raise ValueError("weights that are not finite, or do not fit the optimizer's state")
         torch.set_rng_state(saved["rng"][0])
         if torch.cuda.is_initialized() and saved["rng"][1] is not None:
             torch.cuda.set_rng_state(saved["rng"][1])
@@ -1138,19 +1125,6 @@ def make_evaluation_env(args: Args) -> gym.Env:
     return gym.wrappers.FrameStackObservation(env, args.frame_stack)
 
 
-@contextlib.contextmanager
-def film(path: pathlib.Path) -> Iterator[object]:
-    """An mp4 to append pictures (H, W, 3) uint8 to, 15 a second. It gets its name when it is whole."""
-    part = path.with_suffix(".part.mp4")
-    path.parent.mkdir(exist_ok=True)
-    try:
-        with imageio.get_writer(part, fps=15, macro_block_size=2) as writer:
-            yield writer
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 @torch.no_grad()
 def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) -> None:
     """Plays whole games with a checkpoint's policy, epsilon aside as in training. Prints unclipped returns."""
@@ -1166,7 +1140,11 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     returns, rooms = [], []
     for episode, seed in enumerate(seeds.tolist()):
         video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.mp4"
-        with film(video) if args.capture_video else contextlib.nullcontext() as writer:
+        film = contextlib.nullcontext()
+        if args.capture_video:
+            video.parent.mkdir(exist_ok=True)
+            film = imageio.get_writer(video, fps=15, macro_block_size=2)
+        with film as writer:
             (obs, _), score, visited = env.reset(seed=seed), 0.0, set()
             for _ in range(args.max_episode_steps):
                 q = q_values(agent, torch.from_numpy(obs)[None].to(device), args)
@@ -1240,6 +1218,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no half film is left
     sys.exit(main())

@@ -57,16 +57,11 @@ import os
 import pathlib
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from typing import Literal, NamedTuple
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: leave without a traceback
 
 import numpy as np
 import torch
@@ -572,9 +567,6 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
         self.stack = contextlib.ExitStack()  # what to undo at the end
-        # an error in TensorBoard's thread is raised here with the next scalar; that it shows it too is too much
-        self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
-        threading.excepthook = lambda _: None
         self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
         self.stack.callback(self.writer.close)
         self.introduce()
@@ -697,8 +689,6 @@ def load_agent(source: str) -> tuple[Agent, dict]:
             raise ValueError("a checksum is wrong")
         saved, agent = torch.load(path, map_location="cpu", weights_only=True), Agent(len(MOVES))
         agent.load_state_dict(saved["agent"])
-        if not all(p.isfinite().all() for p in agent.parameters()):
-            raise ValueError("weights that are not finite")
         print(f"{path}, step {int(saved['step']):,}")
         return agent, {"goal": str(saved["args"]["goal"]), "max_episode_steps": int(saved["args"]["max_episode_steps"])}
     except Exception as error:
@@ -835,5 +825,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

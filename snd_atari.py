@@ -61,14 +61,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries load: leave without a traceback
 
 import ale_py
 import envpool
@@ -77,7 +73,6 @@ import gymnasium as gym
 import imageio
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from envpool.atari.registration import atari_game_list
@@ -86,11 +81,6 @@ from torch.distributions import Categorical
 from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-# torchrun starts several of these processes, the ranks. They are one learner: each has environments of its own;
-# weights, gradients and statistics are common (docs/scaling.md). Without it there is one, rank 0.
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 Preset = Literal["snd-v", "snd-v-plain", "snd-vic", "snd-std", "seed-snd", "seed-rnd"]
 
@@ -116,7 +106,7 @@ class Args:
 
     # environment
     env_id: str = "MontezumaRevenge"  # the game; ALE/MontezumaRevenge-v5 means the same
-    num_envs: int = 128  # parallel environments, N; under torchrun, of each rank
+    num_envs: int = 128  # parallel environments, N
     sticky_actions: float = 0.25  # probability that an emulator frame repeats the action before
     max_episode_steps: int = 4500  # steps after which an episode is cut; 4 frames a step
     rooms: Literal["ram", "image"] = "ram"  # image: also count what looks different, as the author did
@@ -152,7 +142,7 @@ class Args:
     pair: Literal["same", "next"] = "same"  # label 0 is: a frame and itself, or a frame and the next
     aug: Literal["none", "tile", "multi"] = "tile"  # tile: tiles left out; multi: coarse pixels, or pixels left out
     noise_prob: float = 1.0  # share of the frames that get noise, with --aug tile and multi
-    target_batch: int = 64  # pairs in an update of the target; under torchrun, of each rank
+    target_batch: int = 64  # pairs in an update of the target
     mag_limit: float | None = None  # add to the target's loss what the features' magnitude has above this
     rnd_net: Literal["A", "B", "ST"] = "B"  # layers of target and predictor
     target_gain: float = 2**0.5  # gain of the target's first weights
@@ -199,7 +189,7 @@ class AtariEnvs:
             args.env_id,
             env_type="gymnasium",
             num_envs=args.num_envs,
-            num_threads=min(args.num_envs, max(1, os.cpu_count() // LOCAL_RANKS)),
+            num_threads=min(args.num_envs, os.cpu_count() or 1),
             seed=seeds,
             max_episode_steps=args.max_episode_steps,
             repeat_action_probability=args.sticky_actions,
@@ -357,13 +347,6 @@ class SND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of x over the ranks, written into x itself; without torchrun x as it is."""
-    if RANKS > 1:
-        dist.all_reduce(x)
-    return x
-
-
 class RunningMoments(nn.Module):
     """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
 
@@ -376,14 +359,14 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in the rows of batch (B, *shape) that have valid (B,) True (Chan et al. 1979)."""
+        """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
         delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
         first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
-        count, first, second = sum_over_ranks(torch.stack([weight.sum().expand_as(first), first, second]))
+        count = weight.sum()
         total = self.count + count
         self.mean += first / total
         self.var.copy_((self.var * self.count + second - first.square() / total) / total)
-        self.count += count.flatten()[0]
+        self.count += count
 
 
 def whiten(frames: Tensor, obs_rms: RunningMoments, obs_norm: str) -> Tensor:
@@ -672,14 +655,14 @@ def forward(network: nn.Module, inputs: Tensor, args: Args) -> Tensor | tuple[Te
 
 def warm_up(envs: AtariEnvs, snd: SND, rollout: Rollout, args: Args, run: "Run") -> None:
     """A random agent gives the statistics of the frames something to start from."""
-    steps = math.ceil(args.warmup_rollouts * args.num_steps / RANKS) * args.num_envs * RANKS
+    steps = args.warmup_rollouts * args.num_steps * args.num_envs
     with Progress(steps, desc="random agent") as bar:
-        while steps > 0 and not run.stopped():
+        while steps > 0 and not run.signal:
             obs, _, _, valid = envs.step(torch.randint(envs.num_actions, (args.num_envs,)).numpy())
             rollout.obs[-1] = torch.from_numpy(obs)
             snd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
-            steps -= args.num_envs * RANKS
-            bar.update(args.num_envs * RANKS)
+            steps -= args.num_envs
+            bar.update(args.num_envs)
     envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
 
 
@@ -743,7 +726,6 @@ def descend(loss: Tensor, optimizer: Adam, max_grad_norm: float | None = None) -
     parameters = optimizer.param_groups[0]["params"]
     optimizer.zero_grad()
     loss.backward()
-    average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm) if max_grad_norm else None
     optimizer.step()
     return norm
@@ -770,7 +752,7 @@ def update(
     data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
     newest = rollout.obs[:, :, 3].flatten(0, 1)  # (B + N, 96, 96)
     experience = data["valid"].nonzero().squeeze(1)  # (E,) steps that were no resets
-    share = args.update_proportion or min(1.0, 32 / (N * RANKS))
+    share = args.update_proportion or min(1.0, 32 / N)
     logged: dict[str, list[Tensor]] = collections.defaultdict(list)
     for k in range(args.update_epochs * M):
         # drawn with replacement, as in the author's code
@@ -800,12 +782,12 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, len(stream_coefs(args))
-    step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
-    torch.manual_seed(args.seed)  # the same first weights on all ranks
+    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     rollout = empty_rollout(T, N, H, device)
-    seeds = np.random.SeedSequence((args.seed, step)).generate_state(N * RANKS) >> 1  # others after a resume
-    envs = AtariEnvs(args, seeds[N * RANK : N * (RANK + 1)].tolist())
+    seeds = np.random.SeedSequence((args.seed, step)).generate_state(N) >> 1  # others after a resume
+    envs = AtariEnvs(args, seeds.tolist())
     agent = Agent(envs.num_actions, args).to(device, memory_format=torch.channels_last)
     snd = SND(args, device).to(memory_format=torch.channels_last)
     # three: in one norm the target's gradients, of features of magnitude 100, would use up the policy's clip
@@ -814,14 +796,12 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     optimizers = {key: Adam(x, lr=args.learning_rate, eps=1e-8, fused=True) for key, x in parameters.items()}
     learner = {"agent": agent, "snd": snd, "stats": envs.stats, "pictures": envs.pictures}
     learner |= {f"{key}_optimizer": optimizer for key, optimizer in optimizers.items()}
-    if RANKS > 1:  # other actions on each rank
-        torch.manual_seed(int(np.random.SeedSequence((args.seed, step, RANK)).generate_state(1)[0]))
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, snd, rollout, args, run)
         run.bar = Progress(args.total_timesteps, step)
-        while step + per_iteration <= args.total_timesteps and not run.stopped():
+        while step + per_iteration <= args.total_timesteps and not run.signal:
             collect(envs, agent, rollout, args)
             bonus = intrinsic_rewards(snd, rollout, args)
             advantages, returns = advantages_and_returns(rollout, bonus, args)
@@ -839,7 +819,7 @@ class UserError(Exception):
 
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
-    rollout = args.num_envs * args.num_steps  # of one rank
+    rollout = args.num_envs * args.num_steps
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_minibatches update_epochs rnd_epochs target_batch max_episode_steps eval_episodes"
     weights = "ent_coef vf_coef int_coef ext_coef entropy_coef_episodic"
@@ -855,13 +835,14 @@ def check_args(args: Args) -> None:
         ("max_grad_norm int_clip mag_limit", lambda x: 0 < x < math.inf, "a positive number"),
         ("update_proportion", lambda x: 0 < x <= 1, "in (0, 1]"),
         ("num_minibatches", lambda x: rollout % x == 0, f"a divisor of a rollout, {rollout} steps"),
-        ("total_timesteps", lambda x: rollout * RANKS <= x < 2**63, f"at least a rollout, {rollout * RANKS} steps"),
+        ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("rnd_epochs", lambda x: x <= args.update_epochs, f"at most --update-epochs {args.update_epochs}"),
         ("target_batch", lambda x: x <= rollout or not learns, f"at most a rollout, {rollout} steps"),
         ("target_batch", lambda x: x > 1 or args.target_loss != "vicreg", "at least 2 for vicreg's variance"),
         ("pair", lambda x: x == "next" or not alike, "next with --aug none: a frame would be compared with itself"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
-        ("evaluate", lambda _: args.resume is None and RANKS == 1, "without --resume and torchrun"),
+        ("evaluate", lambda _: args.resume is None, "without --resume"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
         ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
@@ -881,39 +862,6 @@ def resolve_env_id(name: str) -> str:
     hints = [games[match] for match in difflib.get_close_matches(stem, games, n=1 if stem in games else 3)]
     hint = f"did you mean {' or '.join(hints)}?" if hints else "this script plays Atari games"
     raise UserError(f"--env-id {name}: no such game; {hint}")
-
-
-# Under torchrun each rank runs this whole script, with environments of its own. The ranks share the first
-# weights, the gradients, all statistics and the decision to stop, so that N environments on each of R ranks
-# learn as R * N on one. (But the target's losses vicreg and stdim see their own rank only, each
-# rank draws --target-batch pairs, and the ranks share out the warm-up.)
-
-
-def join_ranks(device: torch.device) -> torch.device:
-    """Connects this rank to the others. Returns the device that is its own."""
-    if device.type == "mps" or (device.type == "cuda" and torch.cuda.device_count() < LOCAL_RANKS):
-        raise UserError(f"torchrun with {LOCAL_RANKS} ranks on a machine needs as many CUDA GPUs, or --device cpu")
-    if device.type == "cuda":
-        device = torch.device("cuda", LOCAL_RANK)
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Puts the mean over the ranks in place of each gradient; one message for all of them."""
-    if RANKS > 1:
-        flat = sum_over_ranks(torch.cat([p.grad.flatten() for p in parameters])) / RANKS
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(part.view_as(p))
-
-
-def all_ranks(own: object) -> list:
-    """What each rank has, in the order of the ranks; the same list on all of them."""
-    objects = [own] * RANKS
-    if RANKS > 1:
-        dist.all_gather_object(objects, own)
-    return objects
 
 
 class EpisodeStats:
@@ -949,11 +897,9 @@ class EpisodeStats:
             self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
 
     def scalars(self, step: int) -> dict[str, float]:
-        """What to log of the episodes since the last call, on all ranks. Says which rooms are new."""
-        of_ranks, visited, best = zip(*all_ranks((self.episodes, self.visited, self.rooms_best)), strict=True)
-        episodes, self.episodes = [episode for own in of_ranks for episode in own], []
+        """What to log of the episodes since the last call. Says which rooms are new."""
+        episodes, self.episodes = self.episodes, []
         self.recent.extend(score for score, _ in episodes)
-        self.visited, self.rooms_best = set().union(*visited), max(best)
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
         self.announced = set(self.visited)
@@ -1039,7 +985,7 @@ class Progress(tqdm):
     def __init__(self, total: int, initial: int = 0, desc: str | None = None):
         self.terminal = sys.stderr.isatty()
         style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1, "disable": RANK > 0}
+        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1}
         super().__init__(total=total, initial=initial, desc=desc, **style)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -1050,7 +996,7 @@ class Progress(tqdm):
 
 
 class Run:
-    """What goes on around the loop: the run's folder, logs, checkpoints, signals, progress. Rank 0 speaks."""
+    """What goes on around the loop: the run's folder, logs, checkpoints, signals, progress."""
 
     def __init__(self, args: Args, learner: dict, rollout: Rollout, path: pathlib.Path | None, saved: dict | None):
         self.args, self.learner, self.stats = args, learner, learner["stats"]
@@ -1062,12 +1008,8 @@ class Run:
             for network in learner["agent"], learner["snd"].predictor, learner["snd"].target:
                 network.compile()
         self.stack = contextlib.ExitStack()  # what to undo at the end
-        if RANK == 0:
-            self.open_folder(path)
-            self.introduce(rollout)
-        # TensorBoard's thread shows its own error, and the next scalar raises it here: once is enough
-        self.stack.callback(setattr, threading, "excepthook", threading.excepthook)
-        threading.excepthook = lambda _: None
+        self.open_folder(path)
+        self.introduce(rollout)
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
@@ -1117,30 +1059,23 @@ class Run:
         sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
         print(f"device       {device} ({name})")
-        print(f"environment  {args.env_id} x {args.num_envs}{f' on each of {RANKS} ranks' if RANKS > 1 else ''}")
+        print(f"environment  {args.env_id} x {args.num_envs}")
         print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
         print(f"preset       {args.preset}, target loss {args.target_loss}")
         print(f"rollout      {sum(x.nbytes for x in rollout) / 1e6:,.1f} MB")
         print(f"folder       {self.folder}")
 
     def receive(self, number: int, _frame: object) -> None:
-        """Takes note of a signal. A second Ctrl-C ends the process at once (but torchrun sends each twice)."""
+        """Takes note of a signal. A second Ctrl-C ends the process at once."""
         if not self.signal:
-            print(f"\nstopping after this iteration{'; Ctrl-C again: at once' if RANKS == 1 else ''}")
-        if number == signal.SIGINT and RANKS == 1:
+            print("\nstopping after this iteration; Ctrl-C again: at once")
+        if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
         self.signal = self.signal or number
 
-    def stopped(self) -> bool:
-        """Has any rank got a signal? The same answer on all of them."""
-        agreed = max(all_ranks(self.signal))
-        self.signal = agreed or self.signal  # one that has come meanwhile is not forgotten
-        return agreed > 0
-
     def log(self, step: int, scalars: dict[str, Tensor]) -> None:
-        """Logs means over the ranks, in one transfer from the device, and moves the bar. Raises at a NaN."""
-        means = sum_over_ranks(torch.stack([*scalars.values()])) / RANKS
-        scalars = dict(zip(scalars, means.tolist(), strict=True))
+        """Logs, in one transfer from the device, and moves the bar. Raises at a NaN."""
+        scalars = dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
         now = time.monotonic()
         scalars |= self.stats.scalars(step) | {"charts/SPS": (step - self.step) / (now - self.logged)}
         if self.args.rooms == "image":
@@ -1151,19 +1086,17 @@ class Run:
                 last = self.folder / "latest.pt"
                 where = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
                 raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
-            if RANK == 0:
-                self.writer.add_scalar(key, value, step)
+            self.writer.add_scalar(key, value, step)
         self.bar.set_postfix_str(f"{self.stats}, r_int {scalars['rnd/intrinsic_reward']:.4f}", refresh=False)
         self.bar.update(step - self.step)
         self.step, self.logged = step, now
 
     def save(self, now: bool = False) -> None:
-        """If it is time (rank 0's clock) or now: writes latest.pt, and best.pt if it is the best yet."""
-        if not all_ranks(now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval)[0]:
+        """If it is time, or now: writes latest.pt, and best.pt if the last returns are the best yet."""
+        if not (now or time.monotonic() - self.saved >= 60 * self.args.checkpoint_interval):
             return
         state = {name: part.state_dict() for name, part in self.learner.items()}
-        rng = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        state["ranks"] = all_ranks((*rng, state["snd"]["filtered"].cpu()))  # what each rank has of its own
+        state["rng"] = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         self.saved = time.monotonic()
         recent = self.stats.recent
         score = float(np.mean(recent)) if len(recent) == recent.maxlen else -math.inf
@@ -1172,7 +1105,7 @@ class Run:
         state |= {"args": vars(self.args) | {"resume": None}, "step": self.step, "best_score": self.best_score}
         state["seconds"] = self.seconds + self.saved - self.started
         torch.save(state, buffer := io.BytesIO())
-        for name in names if RANK == 0 else ():
+        for name in names:
             temporary = self.folder / f"{name}.{os.getpid()}.tmp"
             try:  # at any moment there is a whole file, the old one or the new one
                 with open(temporary, "wb") as file:
@@ -1192,8 +1125,7 @@ class Run:
         took = tqdm.format_interval(self.seconds + time.monotonic() - self.started)
         print(f"{self.stats}, {self.step:,} steps in {took}, folder {self.folder}")
         if self.signal and self.step:
-            start = ["torchrun", "--nproc-per-node", str(LOCAL_RANKS)] if RANKS > 1 else ["python"]
-            print(f"resume with: {shlex.join([*start, sys.argv[0], '--resume', str(self.folder)])}")
+            print(f"resume with: {shlex.join(['python', sys.argv[0], '--resume', str(self.folder)])}")
         return 128 + self.signal if self.signal else 0
 
 
@@ -1225,30 +1157,21 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             value = saved["args"].get(flag, default)
             defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
         saved["args"] = defaults
-        finite = all(x.isfinite().all() for x in saved["agent"].values())
-        if not (finite and saved["step"] >= 0 and saved["seconds"] + saved["best_score"] < math.inf):
-            raise ValueError("weights or counters that make no sense")
     return path, saved
 
 
 def restore(learner: dict, path: pathlib.Path, saved: dict) -> None:
     """Puts everything where it was when the checkpoint was written."""
     with reading(path):
-        filtered = torch.cat([own[2] for own in saved["ranks"]])  # one for each environment of all ranks
-        N = len(learner["snd"].filtered)
-        saved["snd"]["filtered"] = filtered[torch.arange(N * RANK, N * (RANK + 1)) % len(filtered)]
-        learning_rate = learner["agent_optimizer"].param_groups[0]["lr"]
+        filtered, N = saved["snd"]["filtered"], len(learner["snd"].filtered)
+        saved["snd"]["filtered"] = filtered[torch.arange(N) % len(filtered)]  # --num-envs may be another
         for name, part in learner.items():
+            if isinstance(part, Adam):
+                saved[name]["param_groups"] = part.state_dict()["param_groups"]  # as the flags
             part.load_state_dict(saved[name])
-        for optimizer in (part for part in learner.values() if isinstance(part, Adam)):
-            optimizer.param_groups[0]["lr"] = learning_rate
-            for p, state in optimizer.state.items():
-                if any(x.ndim and x.shape != p.shape for x in state.values()) or not p.isfinite().all():
-                    raise ValueError("weights that are not finite, or do not fit the optimizer's state")
-        if len(saved["ranks"]) > RANK:
-            torch.set_rng_state(saved["ranks"][RANK][0])
-            if torch.cuda.is_initialized() and saved["ranks"][RANK][1] is not None:
-                torch.cuda.set_rng_state(saved["ranks"][RANK][1])
+        torch.set_rng_state(saved["rng"][0])
+        if torch.cuda.is_initialized() and saved["rng"][1] is not None:
+            torch.cuda.set_rng_state(saved["rng"][1])
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation
@@ -1261,19 +1184,6 @@ def make_evaluation_env(args: Args) -> gym.Env:
     env = gym.make(ale_id, max_num_frames_per_episode=None, **options)  # the time limit is evaluate's
     env = gym.wrappers.AtariPreprocessing(env, noop_max=30, frame_skip=4, screen_size=96)
     return gym.wrappers.FrameStackObservation(env, 4)
-
-
-@contextlib.contextmanager
-def film(path: pathlib.Path) -> Iterator[object]:
-    """An mp4 to append pictures (H, W, 3) uint8 to, 15 a second. It gets its name when it is whole."""
-    part = path.with_suffix(".part.mp4")
-    path.parent.mkdir(exist_ok=True)
-    try:
-        with imageio.get_writer(part, fps=15, macro_block_size=2) as writer:
-            yield writer
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -1289,7 +1199,11 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     returns, rooms = [], []
     for episode, seed in enumerate(seeds.tolist()):
         video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.mp4"
-        with film(video) if args.capture_video else contextlib.nullcontext() as writer:
+        film = contextlib.nullcontext()
+        if args.capture_video:
+            video.parent.mkdir(exist_ok=True)
+            film = imageio.get_writer(video, fps=15, macro_block_size=2)
+        with film as writer:
             (obs, _), score, visited = env.reset(seed=seed), 0.0, set()
             for _ in range(args.max_episode_steps):
                 logits, _ = agent(torch.from_numpy(obs)[None].to(device))
@@ -1329,7 +1243,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
-    if args.resume and saved["step"] + args.num_envs * args.num_steps * RANKS > args.total_timesteps:
+    if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved
 
@@ -1341,8 +1255,7 @@ def main(argv: list[str] | None = None) -> int:
         # CPU take much longer. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
             ctypes.CDLL(None).mallopt(option, value)
-    out, err = (Console(stream if RANK == 0 else None) for stream in (sys.stdout, sys.stderr))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(Console(sys.stdout)), contextlib.redirect_stderr(Console(sys.stderr)):
         try:
             args, path, saved = parse(argv)
             auto = torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -1350,28 +1263,15 @@ def main(argv: list[str] | None = None) -> int:
             if args.evaluate is not None:
                 evaluate(args, device, path, saved)
                 return 0
-            status = train(args, join_ranks(device) if RANKS > 1 else device, path, saved)
-            if RANKS > 1:
-                dist.barrier()  # no rank leaves while another needs it
-                dist.destroy_process_group()
-            return status
+            return train(args, device, path, saved)
         except KeyboardInterrupt:
             return 130
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            time.sleep(2 * (RANK > 0))  # torchrun ends all ranks with the first one: let rank 0 speak
-            return 2
-        except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
-            if not known and RANKS == 1:
+        except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
                 raise  # a mistake in this script: show where
-            who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""
-            stream = Console(sys.__stderr__) if RANK else sys.stderr
-            print(f"error: {who}{(str(error) or repr(error)).splitlines()[0]}", file=stream)
-            return 1
+            print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
+            return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no half film is left
     sys.exit(main())

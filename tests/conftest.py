@@ -13,7 +13,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
@@ -39,10 +38,9 @@ def leave_no_trace():
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in handlers:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    threads, hook = torch.get_num_threads(), threading.excepthook
+    threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    threading.excepthook = hook
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

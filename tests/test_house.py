@@ -22,12 +22,11 @@ TITLES = [
     *("Evaluation", "Entry point"),
 ]
 SAME = [
-    *("Console", "MiniGridEnvs", "UserError", "all_ranks", "average_gradients", "explained_variance"),
-    *("forward", "gae", "init_layer", "join_ranks", "load_checkpoint", "masked_mean", "normalise"),
-    *("predictor_subset", "reading", "reward_filter", "sum_over_ranks", "to_tensor"),
+    *("Console", "MiniGridEnvs", "UserError", "explained_variance", "forward", "gae", "init_layer"),
+    *("load_checkpoint", "masked_mean", "normalise", "predictor_subset", "reading", "reward_filter", "to_tensor"),
 ]
-SAME_WITH_OR_WITHOUT_RANKS = ["Progress", "RunningMoments", "main"]
-SAME_IN_A_GAME = ["film", "resolve_env_id"]  # of Atari, and of MiniGrid; so is EpisodeStats
+SAME_WITHOUT_RANKS = ["Progress", "RunningMoments", "main"]
+SAME_IN_A_GAME = ["resolve_env_id"]  # of Atari, and of MiniGrid; so is EpisodeStats
 
 
 def needs(source: str) -> set[str]:
@@ -72,7 +71,7 @@ def blocks(path: pathlib.Path) -> dict[str, str]:
 
 
 def test_what_does_the_same_is_the_same_text():
-    """Machinery and mathematics that scripts share; of some of it there is a form with ranks and one without."""
+    """Machinery and mathematics that scripts share; some of it knows ranks in ppo_rnd_atari.py."""
     all_blocks = {path.stem: blocks(path) for path in SCRIPTS}
     ranks = {name: "sum_over_ranks" in found for name, found in all_blocks.items()}
     for block in SAME:
@@ -83,15 +82,16 @@ def test_what_does_the_same_is_the_same_text():
         assert len(names) > 1
         assert len({all_blocks[name][block] for name in names}) == 1, f"{block} differs in {', '.join(names)}"
 
-    for block in SAME_WITH_OR_WITHOUT_RANKS:
-        for knows in (True, False):
-            assert_same(block, [x for x in all_blocks if ranks[x] == knows and x != "reinforce_rnd_maze"])
+    for block in SAME_WITHOUT_RANKS:
+        alone = [x for x in all_blocks if not ranks[x] and x != "reinforce_rnd_maze"]
+        # the networks of snd_atari.py are large: it leaves PyTorch all threads
+        assert_same(block, [x for x in alone if block != "main" or x != "snd_atari"])
     atari = [name for name in all_blocks if "atari" in name]
     minigrid = [name for name, found in all_blocks.items() if "MiniGridEnvs" in found]
     for block in SAME_IN_A_GAME:
         assert_same(block, atari)
         assert_same(block, minigrid)
-    for names in ([x for x in atari if ranks[x]], [x for x in atari if not ranks[x]], minigrid):
+    for names in ([x for x in atari if not ranks[x]], minigrid):
         assert_same("EpisodeStats", names)
 
 

@@ -1,4 +1,4 @@
-"""ppo_rnd_atari.py and snd_atari.py under torchrun: two ranks on this machine's CPU are one learner."""
+"""ppo_rnd_atari.py under torchrun: two ranks on this machine's CPU are one learner."""
 
 import importlib
 import json
@@ -15,26 +15,13 @@ from conftest import ROOT, only_run, read_scalars, run_script, wait_for
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 WORKER = ROOT / "tests" / "ranks_worker.py"
 SMALL = ["--num-steps", "16", "--warmup-rollouts", "1", "--num-envs", "4"]
-SCRIPTS = {
-    "ppo_rnd_atari": ["--num-minibatches", "1", "--update-proportion", "1"],
-    "snd_atari": [
-        "--num-minibatches",
-        "1",
-        "--update-proportion",
-        "1",
-        "--target-loss",
-        "none",
-        "--int-norm",
-        "--rnd-epochs",
-        "1",
-    ],
-}
+NAME = "ppo_rnd_atari"
 
 
-def work(name: str, folder: pathlib.Path, jobs: dict[str, dict]) -> tuple[dict[str, list], str]:
+def work(folder: pathlib.Path, jobs: dict[str, dict]) -> tuple[dict[str, list], str]:
     """Of each job what its ranks have learned, or the status that main() returned if it is not 0; what was said."""
     jobs = {key: {"out": str(folder / key), "ranks": 2} | job for key, job in jobs.items()}
-    command = [sys.executable, str(WORKER), name, json.dumps([*jobs.values()])]
+    command = [sys.executable, str(WORKER), NAME, json.dumps([*jobs.values()])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     def result(job: dict, k: int) -> dict | int:
@@ -44,29 +31,24 @@ def work(name: str, folder: pathlib.Path, jobs: dict[str, dict]) -> tuple[dict[s
     return {key: [result(job, k) for k in range(job["ranks"])] for key, job in jobs.items()}, done.stderr
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_two_ranks_learn_as_one_with_both_halves(name, tmp_path):
+def test_two_ranks_learn_as_one_with_both_halves(tmp_path):
     """One update with a whole rollout as its minibatch; resets in different numbers on the two ranks (RND).
 
     Then an iteration or two with resets, random minibatches and subsets: bit for bit the same on both. And what goes
     wrong on one rank is told, what all are told wrongly only once.
     """
     once = ["--num-steps", "16", "--warmup-rollouts", "0", "--total-timesteps", "128", "--update-epochs", "1"]
-    once += SCRIPTS[name]
+    once += ["--num-minibatches", "1", "--update-proportion", "1"]
     more = [*SMALL, "--total-timesteps", "256", "--num-minibatches", "4", "--update-epochs", "2"]
-    if name == "snd_atari":  # larger networks: one iteration
-        more = [*SMALL, "--total-timesteps", "128", "--num-minibatches", "2", "--update-epochs", "1"]
-        more += ["--rnd-epochs", "1", "--target-batch", "8"]
     jobs = {
         "two": {"flags": [*once, "--num-envs", "4"], "plain": True},
         "one": {"flags": [*once, "--num-envs", "8"], "plain": True, "ranks": 1},
         "more": {"flags": more},
+        "lost": {"flags": more, "fail": "OSError('no more emulators')"},
+        "mistake": {"flags": more, "fail": "ValueError('a mistake')"},
+        "wrong": {"flags": [*SMALL, "--total-timesteps", "64"]},
     }
-    if name != "snd_atari":  # where it is the same text
-        jobs["lost"] = {"flags": more, "fail": "OSError('no more emulators')"}
-        jobs["mistake"] = {"flags": more, "fail": "ValueError('a mistake')"}
-        jobs["wrong"] = {"flags": [*SMALL, "--total-timesteps", "64"]}
-    results, said = work(name, tmp_path, jobs)
+    results, said = work(tmp_path, jobs)
     both, (one,) = results["two"], results["one"]
     assert isinstance(one, dict), said
     for key in ("gradients", "agent", "bonus"):
@@ -83,8 +65,6 @@ def test_two_ranks_learn_as_one_with_both_halves(name, tmp_path):
         for part, value in first[key].items():
             if part != "filtered":
                 assert torch.equal(value, second[key][part]), part
-    if name == "snd_atari":
-        return
     assert not torch.equal(first["bonus"]["filtered"], second["bonus"]["filtered"])
     assert "error: rank 1 of 2: no more emulators\n" in said and "ValueError: a mistake" in said
     assert 0 not in results["lost"] + results["mistake"] and results["wrong"] == [2, 2]
@@ -136,9 +116,8 @@ def test_a_run_is_killed_goes_on_with_any_number_of_ranks_and_stops_at_ctrl_c(tm
     assert steps[-1] == state["step"] and steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("name", ["ppo_rnd_atari", "snd_atari"])
-def test_a_signal_that_comes_during_the_exchange_is_not_forgotten(name, monkeypatch):
-    script = importlib.import_module(name)
+def test_a_signal_that_comes_during_the_exchange_is_not_forgotten(monkeypatch):
+    script = importlib.import_module(NAME)
     run = object.__new__(script.Run)
     run.signal = 0
 

