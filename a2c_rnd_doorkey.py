@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "minigrid==3.2.0", "envpool==1.2.5",
-#   "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
+#   "imageio==2.38.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
 # ]
 # ///
 """A2C with and without Random Network Distillation (RND) on MiniGrid's DoorKey, in one file.
@@ -101,7 +101,6 @@ class Args:
     evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
     eval_episodes: int = 20  # episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate: a film of every episode, in the run's folder
-    video_format: Literal["gif", "mp4"] = "gif"  # what kind of film
     track: bool = False  # send the logs to Weights & Biases too; WANDB_PROJECT, WANDB_MODE=offline work
 
     # environment
@@ -189,8 +188,9 @@ class MiniGridEnvs:
 
     def __init__(self, args: Args, seed: int):
         # EnvPool 1.2.5 puts doors of MultiRoom into corners, where they lead nowhere: 28 % of N2-S4 cannot be
-        # solved.
-        auto = "gymnasium" if "MultiRoom" in args.env_id else "envpool"
+        # solved. And it does not have all environments.
+        known = args.env_id in envpool.list_all_envs()
+        auto = "envpool" if known and "MultiRoom" not in args.env_id else "gymnasium"
         self.backend = auto if args.backend == "auto" else args.backend
         self.grey_boxes = self.backend == "envpool" and "ObstructedMaze" in args.env_id  # EnvPool 1.2.5's are blue
         if self.backend == "envpool":
@@ -893,13 +893,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
-        for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
-        for flag, default in defaults.items():
-            value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
-        saved["args"] = defaults
+        if others := sorted(saved["args"].keys() ^ defaults.keys()):
+            print(f"note: {path} is of another version, which differs in the flags {', '.join(others)}")
+        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
     return path, saved
 
 
@@ -929,23 +925,20 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
     returns, lengths, cells = [], [], []
     for episode, seed in enumerate(seeds.tolist()):
-        video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.{args.video_format}"
+        video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.gif"
         film = contextlib.nullcontext()
         if args.capture_video:
             video.parent.mkdir(exist_ok=True)
-            pace = {"duration": 125, "loop": 0} if args.video_format == "gif" else {"fps": 8, "macro_block_size": 2}
-            film = imageio.get_writer(video, **pace)
+            film = imageio.get_writer(video, duration=125, loop=0)  # 8 pictures a second
         with film as writer:
             (obs, _), score, visited, done = env.reset(seed=seed), 0.0, [env.unwrapped.agent_pos], False
             while not done:
-                if writer:
-                    writer.append_data(env.render())  # (32 * height, 32 * width, 3)
                 logits, _ = agent(encode(torch.from_numpy(obs)[None].to(device), args.one_hot))
                 obs, reward, terminated, truncated, _ = env.step(int(torch.multinomial(logits.softmax(1), 1)))
                 score, done = score + float(reward), terminated or truncated
                 visited.append(env.unwrapped.agent_pos)
-            if writer:
-                writer.append_data(env.render())
+                if writer:
+                    writer.append_data(env.render())  # (32 * height, 32 * width, 3)
         returns.append(score)
         lengths.append(len(visited) - 1)
         cells.append(len({tuple(position) for position in visited}))

@@ -1081,13 +1081,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
-        for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
-        for flag, default in defaults.items():
-            value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
-        saved["args"] = defaults
+        if others := sorted(saved["args"].keys() ^ defaults.keys()):
+            print(f"note: {path} is of another version, which differs in the flags {', '.join(others)}")
+        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
     return path, saved
 
 

@@ -16,7 +16,7 @@ arXiv:1810.12894.
     r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2       f: random target, g: predictor, o whitened
     A         = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
-With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures:
+With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures that matter:
 8 x 256 steps in place of 1 x 2048, a truncated episode is bootstrapped, the values' last layer starts near 0.
 To run without these three: `--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`.
 The steps on which EnvPool resets are left out; they still count as environment steps.
@@ -26,12 +26,11 @@ CleanRL's details for continuous control:
   3. Advantages are normalised in each minibatch, minibatches are small, the learning rate falls to 0.
   4. An action outside the action space is clipped for the environment only. The policy learns from it as it
      was drawn.
-The predictor learns in the first of the epochs alone, from each sample once, as Burda et al.'s does on
-average.
+The predictor learns in the first epoch only, once from each sample: as often as Burda et al.'s on average.
 
 `--preset seed-001` is a simpler bonus that is found in notes and blogs: a network of two outputs,
-statistics that stay as after 1,500 steps, the sum of the squared errors clipped at 1 and added to the
-reward.
+whitened by the statistics of a random agent's 1,500 steps, the sum of the squared errors clipped at 1 and
+added to the reward.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_continuous.py --env-id MountainCarContinuous --total-timesteps 2e5
@@ -128,7 +127,7 @@ class Args:
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO on ext_coef * A_ext
-    ext_coef: float = 2.0  # the same, extrinsic (paper: 2); with --norm-adv and two heads their ratio counts
+    ext_coef: float = 2.0  # weight of the extrinsic one (paper: 2); with --norm-adv and two heads only the ratio counts
     int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (paper: 0.99)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no)
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (paper: no)
@@ -172,8 +171,8 @@ class ContinuousEnvs:
 
     EnvPool, which trains, and gymnasium, which evaluates, reset an environment on the step *after* the one
     that ended the episode: that step ignores its action, returns the first observation of the next episode and
-    a reward of 0. It is not experience. `step` marks it with valid = False. The observation of the step before
-    it is the last one of its episode, so that its value is there when the time limit has cut the episode.
+    a reward of 0. It is not experience. `step` marks it with valid = False. The step before it returned the
+    episode's last observation, whose value stands in for what the time limit cut off.
     """
 
     def __init__(self, args: Args, seeds: list[int], backend: str = "envpool"):
@@ -207,7 +206,7 @@ class ContinuousEnvs:
         valid = ~self.done  # of the step before
         self.obs, self.done = flat(obs), terminated | truncated
         self.stats.add(rewards, self.done, valid)
-        # an end on the very last step is no cut: gymnasium then says both, EnvPool only that it was cut
+        # an end on the very last step: gymnasium says ended and cut, which is an end; EnvPool says only cut
         return self.obs, rewards, self.done, truncated & ~terminated, valid
 
 
@@ -310,7 +309,7 @@ def normalise_rewards(agent: Agent, rewards: Tensor, terminated: Tensor, valid: 
 
         F(t) = gamma * F(t-1) * (1 - terminated(t)) + r(t)    (gymnasium's NormalizeReward)
 
-    After a cut F goes on, as there. Its statistics take in each step before it is divided. A reset step leaves
+    A cut does not end F, as there. F enters the statistics before its reward is divided. A reset step leaves
     both as they are.
     """
     normalised = []
@@ -396,7 +395,7 @@ def ppo_loss(policy: Normal, values: Tensor, batch: dict[str, Tensor], args: Arg
     value_losses = {}
     coefs = {"": 1.0} if args.single_head else {"_int": args.int_coef, "_ext": args.ext_coef}
     for error, (stream, coef) in zip(errors.mean(0), coefs.items(), strict=True):
-        # a stream that is turned off does not shape the features either
+        # a stream that is turned off does not shape the value network either, which both share
         value_losses[f"value_loss{stream}"] = 0.5 * error * (coef > 0)
     value_loss = sum(value_losses.values())
     entropy = policy.entropy().sum(1).mean()
@@ -881,13 +880,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
-        for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
-        for flag, default in defaults.items():
-            value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
-        saved["args"] = defaults
+        if others := sorted(saved["args"].keys() ^ defaults.keys()):
+            print(f"note: {path} is of another version, which differs in the flags {', '.join(others)}")
+        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
     return path, saved
 
 
@@ -948,13 +943,11 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
         with film as writer:
             envs.reset(seed)
             while not envs.done:
-                if writer:
-                    writer.append_data(envs.pool.render()[0])  # (H, W, 3)
                 mean = agent.policy(normalise_obs(torch.from_numpy(envs.obs).to(device), agent.obs_rms))
                 actions = mean if args.deterministic else torch.normal(mean, agent.log_std.exp())
                 envs.step(actions.cpu().numpy())
-            if writer:
-                writer.append_data(envs.pool.render()[0])
+                if writer:
+                    writer.append_data(envs.pool.render()[0])  # (H, W, 3)
         score, length, _ = envs.stats.episodes[-1]
         if args.capture_video:
             print(f"episode {episode}: return {score:.1f}, {length} steps, {video}")

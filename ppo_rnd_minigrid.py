@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "minigrid==3.2.0", "envpool==1.2.5",
-#   "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
+#   "imageio==2.38.1", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1", "filelock==4.3.1"
 # ]
 # ///
 """PPO with Random Network Distillation (RND) on MiniGrid, and what others have put in its place, in one file.
@@ -33,10 +33,10 @@ Both look at the agent's own view. RIDE and NovelD count on the whole grid, whic
 What it is made of (docs/results/README.md has runs with each part changed):
   1. The mask on first visits: RND alone takes several times as long, or does not get there at all. The mask
      alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
-  2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, the score of a run on
-     MultiRoom swung once the goal was found. Perhaps what is new elsewhere called the agent away.
-  3. Advantages as they are. In a large grid whole rollouts hold nothing new and no goal. Their noise, divided
-     by its std (`--norm-adv`), would count as much as a goal does.
+  2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, a run on MultiRoom found
+     the goal and lost it again, perhaps drawn away by what was new elsewhere.
+  3. Advantages as they are. A rollout with nothing new and no goal is noise, which `--norm-adv` would make as
+     large as a goal.
   4. A bonus with a value head of its own, discounted faster, divided by the std of its return, and not ending
      with the episode: a goal costs nothing, because the next episode is full of first visits.
 
@@ -101,7 +101,6 @@ class Args:
     evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
     eval_episodes: int = 20  # episodes to play with --evaluate
     capture_video: bool = False  # with --evaluate: a film of every episode, in the run's folder
-    video_format: Literal["gif", "mp4"] = "gif"  # what kind of film
     track: bool = False  # send the logs to Weights & Biases too; WANDB_PROJECT, WANDB_MODE=offline work
 
     # environment
@@ -172,8 +171,9 @@ class MiniGridEnvs:
 
     def __init__(self, args: Args, seed: int):
         # EnvPool 1.2.5 puts doors of MultiRoom into corners, where they lead nowhere: 28 % of N2-S4 cannot be
-        # solved.
-        auto = "gymnasium" if "MultiRoom" in args.env_id else "envpool"
+        # solved. And it does not have all environments.
+        known = args.env_id in envpool.list_all_envs()
+        auto = "envpool" if known and "MultiRoom" not in args.env_id else "gymnasium"
         self.backend = auto if args.backend == "auto" else args.backend
         self.grey_boxes = self.backend == "envpool" and "ObstructedMaze" in args.env_id  # EnvPool 1.2.5's are blue
         if self.backend == "envpool":
@@ -502,14 +502,14 @@ def has_predictor(args: Args) -> bool:
 
 
 def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
-    """A random agent gives the statistics of the views what --obs-norm frozen keeps."""
+    """For --obs-norm frozen: the statistics of what a random agent sees."""
     steps = 0
     while steps < args.frozen_obs_norm_steps and not run.signal:
         *_, valid = envs.step(torch.randint(envs.num_actions, (args.num_envs,)).numpy())
         inputs = encode(to_tensor(envs.views).to(rnd.filtered.device), args.rnd_obs)
         rnd.obs_rms.update(inputs, torch.from_numpy(valid).to(inputs.device))
         steps += valid.sum()
-    envs.stats.load_state_dict({"recent": []})  # these episodes do not count
+    envs.stats.load_state_dict({"recent": []})  # episodes that ended here do not count
 
 
 @torch.no_grad()
@@ -543,7 +543,7 @@ def intrinsic_rewards(rnd: RND, table: CountTable, rollout: Rollout, args: Args)
     if has_predictor(args):
         if args.obs_norm == "running":
             # paper: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
-            # is rewarded, because then the first is whitened by itself
+            # is rewarded, because then even the first is whitened
             times = torch.bincount(rollout.index[1:][rollout.valid], minlength=len(errors))  # without resets
             rnd.obs_rms.update(encode(rollout.views, args.rnd_obs), times)
         inputs = rnd_inputs(rnd, rollout.views, args)
@@ -949,13 +949,9 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
             raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         defaults = vars(Args())
-        for flag in sorted(saved["args"].keys() ^ defaults.keys()):
-            what = f"is new, {defaults[flag]} here" if flag in defaults else "is unknown to this script"
-            print(f"note: {path} is of another version: --{flag.replace('_', '-')} {what}")
-        for flag, default in defaults.items():
-            value = saved["args"].get(flag, default)
-            defaults[flag] = value if None in (default, value) else type(default)(value)  # odd: ValueError
-        saved["args"] = defaults
+        if others := sorted(saved["args"].keys() ^ defaults.keys()):
+            print(f"note: {path} is of another version, which differs in the flags {', '.join(others)}")
+        saved["args"] = {flag: saved["args"].get(flag, default) for flag, default in defaults.items()}
     return path, saved
 
 
@@ -985,23 +981,20 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
     returns, lengths, cells = [], [], []
     for episode, seed in enumerate(seeds.tolist()):
-        video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.{args.video_format}"
+        video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.gif"
         film = contextlib.nullcontext()
         if args.capture_video:
             video.parent.mkdir(exist_ok=True)
-            pace = {"duration": 125, "loop": 0} if args.video_format == "gif" else {"fps": 8, "macro_block_size": 2}
-            film = imageio.get_writer(video, **pace)
+            film = imageio.get_writer(video, duration=125, loop=0)  # 8 pictures a second
         with film as writer:
             (obs, _), score, visited, done = env.reset(seed=seed), 0.0, [env.unwrapped.agent_pos], False
             while not done:
-                if writer:
-                    writer.append_data(env.render())  # (32 * height, 32 * width, 3)
                 logits, _ = agent(encode(torch.from_numpy(obs)[None].to(device), args.policy_obs))
                 obs, reward, terminated, truncated, _ = env.step(int(torch.multinomial(logits.softmax(1), 1)))
                 score, done = score + float(reward), terminated or truncated
                 visited.append(env.unwrapped.agent_pos)
-            if writer:
-                writer.append_data(env.render())
+                if writer:
+                    writer.append_data(env.render())  # (32 * height, 32 * width, 3)
         returns.append(score)
         lengths.append(len(visited) - 1)
         cells.append(len({tuple(position) for position in visited}))

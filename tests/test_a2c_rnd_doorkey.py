@@ -718,14 +718,12 @@ def test_evaluation_and_films(finished, tmp_path, capsys):
     assert printed[0] == printed[1] != printed[2]
     assert printed[0].startswith("return 0.") and " +- " in printed[0]
     assert "(mean, standard error), success 0." in printed[0] and ", length " in printed[0]
-    for kind in ("gif", "mp4"):
-        flags = ["--evaluate", str(run_dir), "--eval-episodes", "1", "--capture-video", "--video-format", kind]
-        assert script.main(flags) == 0
-        *_, episode, last = capsys.readouterr().out.splitlines()
-        assert episode.startswith("episode 0: return ") and " +- " not in last
-        (video,) = (run_dir / "videos").glob(f"*.{kind}")
-    frames = imageio.mimread(video, memtest=False)  # the mp4: a GIF keeps no two frames that are alike
-    assert len(frames) == int(episode.split(",")[1].split()[0]) + 1 and frames[0].shape == (160, 160, 3)
+    assert script.main(["--evaluate", str(run_dir), "--eval-episodes", "1", "--capture-video"]) == 0
+    *_, episode, last = capsys.readouterr().out.splitlines()
+    assert episode.startswith("episode 0: return ") and " +- " not in last
+    (video,) = (run_dir / "videos").glob("*.gif")
+    frames = imageio.mimread(video, memtest=False)  # a GIF keeps no two frames that are alike
+    assert 1 < len(frames) <= int(episode.split(",")[1].split()[0]) and frames[0].shape[:2] == (160, 160)
 
 
 def test_a_run_as_a_user_sees_it(tmp_path):

@@ -885,7 +885,7 @@ def test_where_gymnasium_has_nothing_envpool_evaluates_and_there_is_no_film(tmp_
 
 
 def test_a_film_has_a_picture_a_step(tmp_path, capsys):
-    """As many pictures as steps, and one of the start. Skipped where nothing draws."""
+    """As many pictures as steps. Skipped where nothing draws."""
     pytest.importorskip("mujoco")
     run_dir = train_here(script, small_args(), tmp_path / "runs")
     status, out, errors = call_main(script, capsys, "--evaluate", run_dir, "--eval-episodes", 1, "--capture-video")
@@ -896,7 +896,7 @@ def test_a_film_has_a_picture_a_step(tmp_path, capsys):
     import imageio
 
     frames = imageio.mimread(video, memtest=False)
-    assert len(frames) == int(out.splitlines()[1].split(", ")[1].split()[0]) + 1 and frames[0].shape[2] == 3
+    assert len(frames) == int(out.splitlines()[1].split(", ")[1].split()[0]) and frames[0].shape[2] == 3
 
 
 def test_the_mean_is_played_if_that_is_asked_for(base, capsys, monkeypatch):

@@ -205,6 +205,14 @@ def test_envpool_s_multiroom_can_often_not_be_solved_and_auto_avoids_it():
     assert make_envs("MiniGrid-MultiRoom-N6-v0", 1, "envpool").backend == "envpool"
 
 
+def test_an_environment_of_the_reader_s_own_is_played_in_gymnasium():
+    gym.register("MiniGrid-Mine-v0", "minigrid.envs:EmptyEnv", kwargs={"size": 6})
+    try:
+        assert make_envs(script.resolve_env_id("mine", "auto"), 1, "auto").backend == "gymnasium"
+    finally:
+        del gym.registry["MiniGrid-Mine-v0"]
+
+
 @pytest.mark.parametrize(
     ("name", "env_id"),
     [
@@ -816,18 +824,15 @@ def test_a_run_as_a_user_sees_it(tmp_path, capsys, monkeypatch):
 
     import imageio
 
-    for kind in ("gif", "mp4"):
-        flags = ["--evaluate", run_dir, "--eval-episodes", 2, "--capture-video", "--video-format", kind]
-        status, out, errors = call_main(script, capsys, *flags)
-        assert status == 0 and errors == ""
-        *_, first, second, last = out.splitlines()
-        assert first.startswith("episode 0: return ") and second.startswith("episode 1: return ")
-        assert last.startswith("return ") and "(mean, standard error), success " in last and ", cells " in last
-        videos = sorted((run_dir / "videos").glob(f"*.{kind}"))
-        assert len(videos) == 2 and not [*(run_dir / "videos").glob("*.part.*")]
-        if kind == "mp4":  # a GIF keeps no two frames that are alike
-            frames = imageio.mimread(videos[0], memtest=False)
-            assert len(frames) == int(first.split(",")[1].split()[0]) + 1 and frames[0].shape == (160, 160, 3)
+    status, out, errors = call_main(script, capsys, "--evaluate", run_dir, "--eval-episodes", 2, "--capture-video")
+    assert status == 0 and errors == ""
+    *_, first, second, last = out.splitlines()
+    assert first.startswith("episode 0: return ") and second.startswith("episode 1: return ")
+    assert last.startswith("return ") and "(mean, standard error), success " in last and ", cells " in last
+    videos = sorted((run_dir / "videos").glob("*.gif"))
+    frames = imageio.mimread(videos[0], memtest=False)  # a GIF keeps no two frames that are alike
+    assert len(videos) == 2 and frames[0].shape[:2] == (160, 160)
+    assert 1 < len(frames) <= int(first.split(",")[1].split()[0])
     monkeypatch.setattr(sys, "argv", ["heatmap.py", str(run_dir), "--episodes", "2", "--out", "maps/map.png"])
     heatmap.main()
     assert "2 episodes in one layout" in capsys.readouterr().out
