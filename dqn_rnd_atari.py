@@ -14,7 +14,7 @@ Papers: Mnih et al. (2015), DQN; van Hasselt et al. (2016), Double DQN, arXiv:15
 al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018), arXiv:1812.06110;
 "reference" is that of Burda et al.
 
-    Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V comes from a target network, a late copy
+    Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V by a target network, an older copy
       --backup max         V = max Q
                double      V = Q(argmax of the newest Q)
                softmax     V = E_pi[Q], pi = softmax(Q / alpha)
@@ -26,8 +26,9 @@ What is different from RND with PPO (ppo_rnd_atari.py):
   1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
      frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
   2. At a game over the intrinsic stream looks ahead to the next episode's first frame, which the memory has.
-  3. The random agent's steps stay in the memory. The statistics of the frames begin with the first of them,
-     those of the bonus half-way. `--bonus-from collection` pays these steps nothing, `replay` does.
+  3. The random agent's steps stay in the memory. Its frames count for whitening from the first on; the
+     predictor (with `--predictor-from collection`) and the std of the bonus start half-way.
+     `--bonus-from collection` pays these steps nothing, `replay` does.
 
 Three commands, to train, to resume and to evaluate:
     python dqn_rnd_atari.py --preset rnd --env-id MontezumaRevenge
@@ -124,10 +125,10 @@ class Args:
     policy: Literal["epsilon-greedy", "boltzmann"] = "epsilon-greedy"  # boltzmann: softmax(Q / temperature)
     epsilon: float = 1.0  # epsilon-greedy: share of random actions when learning starts; before that all are
     epsilon_final: float = 0.01  # and in the end
-    epsilon_steps: int = 250_000  # environment steps from one to the other
+    epsilon_steps: int = 250_000  # environment steps from one to the other, from --learning-starts on
     temperature: float = 0.03  # alpha of softmax(Q / alpha) at the start, of policy and backup
     temperature_final: float | None = None  # and in the end; none: as at the start
-    temperature_steps: int = 10_000_000  # environment steps from one to the other
+    temperature_steps: int = 10_000_000  # environment steps from one to the other, from the first on
 
     # learning
     buffer_size: int = 1_000_000  # steps in the memory
@@ -139,14 +140,14 @@ class Args:
     adam_eps: float = 1.5e-4  # Adam's epsilon
     max_grad_norm: float | None = None  # clip the norm of the value network's gradient
     target_every: int = 8000  # environment steps between copies to the target network
-    tau: float | None = None  # instead: after each update move it by this share of the difference (Polyak)
+    tau: float | None = None  # instead of copies: after each update target += tau * (agent - target) (Polyak)
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic value; 0: no bonus, not even computed
     ext_coef: float = 1.0  # weight of the extrinsic value; 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter
     int_episodic: bool = False  # let the intrinsic stream end with the episode
-    single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext
+    single_head: bool = False  # one value of int_coef * r_int + ext_coef * r_ext, which ends with the episode
     bonus_from: Literal["collection", "replay"] = "replay"  # when the bonus is computed: once, or when drawn
     bonus_norm: Literal["return", "released", "none"] = "return"  # return: by the std of its return
     int_clip: float | None = None  # clip the normalised intrinsic reward at this
@@ -434,13 +435,13 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
 
     q (B, A) is the total value that pi comes from: the online network's for "double", else the target's.
 
-    max, double       Z(argmax q) (Mnih et al. 2015; van Hasselt et al. 2016, eq. 4)
+    max, double       Z(argmax q) (Mnih et al. 2015; van Hasselt et al. 2016)
     softmax           sum of pi(a) Z(a), pi = softmax(q / alpha) (Song et al. 2019, eq. 2)
     soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 5): in the mean alpha * logsumexp(q / alpha)
 
-    Entropy is a reward: its sign is plus. It is divided by the weight of the last head, which gets it, so that
-    the total value gains alpha * H(pi). Of n steps it would count one, so n must be 1. Entropy alone makes
-    staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and alpha = 0.03: "soft" wants a
+    Entropy is a reward: its sign is plus. The extrinsic head carries it, divided by its weight, so that the
+    total value gains alpha * H(pi). With n steps each one's entropy would be needed, so n must be 1. Entropy
+    alone makes staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and alpha = 0.03: "soft" wants a
     smaller alpha; Munchausen's is alpha / 10 in effect.
     """
     pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
@@ -456,7 +457,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def munchausen_bonus(q: Tensor, actions: Tensor, alpha: float, coef: float = 0.9, floor: float = -1.0) -> Tensor:
-    """What it adds to the total reward (B,): coef * clip(alpha * log pi(a), floor, 0) (Vieillard et al. 2020).
+    """What Munchausen adds to the total reward (B,): coef * clip(alpha * log pi(a), floor, 0) (Vieillard et al. 2020).
 
     Args: q (B, A), total value of the state by the target network; actions (B,), what was done there.
     """
@@ -545,7 +546,7 @@ class Replay:
         return found.unflatten(0, places.shape)
 
     def screens_after(self, t: Tensor, env: Tensor) -> Tensor:
-        """What RND sees of steps t."""
+        """What RND sees of steps t: the screens that they led to."""
         return self.at("screens" if "screens" in self.data else "obs", t + 1, env)
 
     def stack(self, t: Tensor, env: Tensor) -> Tensor:
@@ -571,7 +572,7 @@ class Replay:
         done = self.at("done", steps, env)
         alive = done.cumsum(0) == done  # (n, B): no step before it was the episode's last
         over = (self.at("terminated", steps, env) & alive).any(0)
-        after = t + alive.sum(0) + over  # the row after a game over has its last frame
+        after = t + alive.sum(0) + over  # after a game over: past the reset row, which has the last frame
         obs, next_obs = self.stack(torch.cat([t, after]), env.repeat(2)).chunk(2)
         return Batch(
             obs=obs,
@@ -617,7 +618,7 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
 
 
 def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args: Args) -> Tensor:
-    """r_int (N,) of what a step led to, by the statistics of the frames as they were. Then these take it in."""
+    """r_int (N,) of the screens that a step led to; then the statistics take these in."""
     if args.int_coef == 0:
         return torch.zeros(len(valid), device=valid.device)
     random_agent = step < args.learning_starts
@@ -655,8 +656,8 @@ def td_targets(
     n is smaller at an episode's end. After a game over V counts for the intrinsic stream only.
     """
     K, acting, double = args.num_quantiles, args.num_acting_quantiles, args.backup == "double"
-    z, _ = target_agent(batch.next_obs, K + acting)  # (B, K + acting, H, A); DQN: (B, 1, H, A)
-    # if not of the newest network, then of other quantiles than are learned from; DQN has one value for both
+    z, _ = target_agent(batch.next_obs, K if double else K + acting)  # (B, K or more, H, A); DQN: (B, 1, H, A)
+    # the newest network chooses, or other quantiles of this one than are learned from (DQN: its one value)
     q = q_values(agent, batch.next_obs, args) if double else total_value(z[:, -acting:], args)  # (B, A)
     values = next_value(z[:, :K], q, temperature, args)  # (B, K', H)
     rewards = args.int_coef * bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
@@ -799,11 +800,7 @@ def check_args(args: Args) -> None:
         ("learning_starts", lambda x: x <= args.buffer_size, f"at most --buffer-size {args.buffer_size}"),
         ("n_step", lambda x: x == 1 or args.backup not in SOFT, "1 with --backup soft or munchausen"),
         ("ext_coef", lambda x: x > 0 or args.single_head or args.backup not in SOFT, "above 0: it gets the entropy"),
-        (
-            "total_timesteps",
-            lambda x: iteration <= x < 2**63,
-            f"at least one iteration, {iteration} steps, and below 2^63",
-        ),
+        ("total_timesteps", lambda x: iteration <= x < 2**63, f"at least {iteration} and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("evaluate", lambda _: args.resume is None, "without --resume"),
         ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
