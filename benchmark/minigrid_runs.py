@@ -102,7 +102,7 @@ ENDS = {  # what could keep the exploration alive that dies in the largest two
 ROWS["ends"] = {
     f"{name}, {what}": (
         f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps 20000000 {flag}".split(),
-        1,
+        3,
     )
     for what, flag in ENDS.items()
     for name in ("KeyCorridorS6R3", "ObstructedMaze-Full")
