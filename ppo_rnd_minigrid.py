@@ -32,7 +32,8 @@ Both look at the agent's own view. RIDE and NovelD count on the whole grid, whic
 
 What it is made of (docs/results/README.md has runs with each part changed):
   1. The mask on first visits: RND alone takes several times as long, or does not get there at all. The mask
-     alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
+     alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh. On
+     KeyCorridorS6R3 it is the other way: RND's bonus dies out, the mask's (`--novelty none`) finds the goal.
   2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, a run on MultiRoom found
      the goal and lost it again, perhaps drawn away by what was new elsewhere.
   3. Advantages as they are. A rollout with nothing new and no goal is noise, which `--norm-adv` would make as
