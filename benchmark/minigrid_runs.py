@@ -35,7 +35,7 @@ ENVIRONMENTS = {  # name -> (flags, score, frames with the bonus, seeds, frames 
     "MultiRoom-N10-S10": ("--env-id MultiRoom-N10-S10", 0.55, 3e6, 5, 0),
     "ObstructedMaze-2Dlh": ("--env-id ObstructedMaze-2Dlh", 0.90, 15e6, 3, 0),
     "KeyCorridorS5R3": ("--env-id KeyCorridorS5R3", 0.85, 20e6, 1, 0),
-    "KeyCorridorS6R3": ("--env-id KeyCorridorS6R3", 0.85, 20e6, 1, 0),
+    "KeyCorridorS6R3": ("--env-id KeyCorridorS6R3", 0.85, 20e6, 3, 0),
     "ObstructedMaze-Full": ("--env-id ObstructedMaze-Full-v1", 0.90, 20e6, 1, 0),
 }
 VARIANTS = {"default": "", "RND alone": "--episodic-bonus none", "PPO": "--int-coef 0"}
