@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import CPU, ROOT, SCRIPTS, only_run, run_script
+from conftest import CPU, SCRIPTS, only_run, run_script
 from test_faults import MAZE, SMALL
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
