@@ -52,7 +52,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +93,6 @@ class Args:
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and the predictor's training
-    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every rollout
     resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
@@ -595,7 +593,6 @@ def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout = args.num_envs * args.num_steps * RANKS
     whole = args.num_envs * (args.num_steps if args.shuffle else 1)  # what is divided into minibatches
-    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_steps num_minibatches update_epochs max_episode_steps eval_episodes"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
@@ -611,7 +608,6 @@ def check_args(args: Args) -> None:
         ("evaluate", lambda _: args.resume is None and RANKS == 1, "without --resume and torchrun"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
-        ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):
@@ -778,9 +774,6 @@ class Run:
         if saved:
             restore(learner, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
-        if args.compile:
-            for network in learner["agent"], learner["rnd"].predictor, learner["rnd"].target:
-                network.compile()
         self.stack = contextlib.ExitStack()  # what to undo at the end
         if RANK == 0:
             self.open_folder(path)
@@ -1011,7 +1004,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
         path, saved = load_checkpoint(source)
         was = Args(**saved["args"])
         if args.resume is None:  # an evaluation needs nothing that only training needs
-            was = dataclasses.replace(was, device="auto", track=False, compile=False)
+            was = dataclasses.replace(was, device="auto", track=False)
         args = tyro.cli(Args, args=argv, default=was)
         for flag, value in vars(args).items() if args.resume else ():
             if value != getattr(was, flag) and flag != "resume":

@@ -57,7 +57,6 @@ import os
 import pathlib
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +94,6 @@ class Args:
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and in the training of predictor and target
-    compile: bool = False  # torch.compile the networks: a minute's wait, then faster; needs a C++ compiler
     runs_dir: str = "runs"  # where the run's folder is made
     checkpoint_interval: float = 5.0  # minutes between checkpoints; 0: one after every rollout
     resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
@@ -820,7 +818,6 @@ class UserError(Exception):
 def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     rollout = args.num_envs * args.num_steps
-    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     counts = "num_envs num_minibatches update_epochs rnd_epochs target_batch max_episode_steps eval_episodes"
     weights = "ent_coef vf_coef int_coef ext_coef entropy_coef_episodic"
     gains = "critic_init target_gain predictor_gain int_scale"
@@ -845,7 +842,6 @@ def check_args(args: Args) -> None:
         ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
-        ("compile", lambda x: not x or any(map(shutil.which, compilers)), "with a C++ compiler, such as g++"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):
@@ -1004,9 +1000,6 @@ class Run:
         if saved:
             restore(learner, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
-        if args.compile:
-            for network in learner["agent"], learner["snd"].predictor, learner["snd"].target:
-                network.compile()
         self.stack = contextlib.ExitStack()  # what to undo at the end
         self.open_folder(path)
         self.introduce(rollout)
@@ -1227,7 +1220,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
         path, saved = load_checkpoint(source)
         was = Args(**saved["args"])
         if args.resume is None:  # an evaluation needs nothing that only training needs
-            was = dataclasses.replace(was, device="auto", track=False, compile=False)
+            was = dataclasses.replace(was, device="auto", track=False)
         args = tyro.cli(Args, args=argv, default=was)
         for flag, value in vars(args).items() if args.resume else ():
             if value != getattr(was, flag) and flag != "resume":

@@ -270,8 +270,6 @@ def atari_programs(args: argparse.Namespace) -> dict[str, Program]:
         flags |= {"snd-v": (SND, snd), "snd-v bf16": (SND, [*snd, "--bf16"])}
         flags |= {"its control": (SND, [*snd, "--target-loss", "none"])}
         flags |= {preset: (SND, [*snd, "--preset", preset]) for preset in ("snd-vic", "snd-std")}
-    if args.only:  # these are not run otherwise
-        flags |= {f"{name} compiled": (script, [*words, "--compile"]) for name, (script, words) in flags.items()}
     programs = {name: (script, args.threads, words) for name, (script, words) in flags.items()}
     old = ["--env-id", "MontezumaRevenge-v5", *common, "--num-iterations-obs-norm-init", 1]
     return peer_program(args, old) | programs
@@ -457,9 +455,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=4, help="per process; on Atari the first is not counted")
     parser.add_argument("--rounds", type=int, default=2, help="times that each line is measured, in turn")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; 0: as PyTorch has it")
-    parser.add_argument(
-        "--only", nargs="+", help="the lines of these names alone; of Atari also 'fp32 compiled' and so on"
-    )
+    parser.add_argument("--only", nargs="+", help="the lines of these names alone")
     groups: dict[str, Callable] = {"doorkey": doorkey_programs, "minigrid": minigrid_programs, "maze": maze_programs}
     groups |= {"dqn": dqn_programs, "continuous": continuous_programs}
     for group, programs in groups.items():

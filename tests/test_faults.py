@@ -259,14 +259,6 @@ def test_nothing_to_learn_from_and_torchrun_where_there_are_no_ranks(script, cal
     assert not [*tmp_path.iterdir()]
 
 
-@of(["ppo_rnd_atari", "snd_atari"])
-def test_compile_without_a_compiler_is_said_before_anything_begins(script, call, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    status, _, errors = call(*flags(script.__name__, 1), "--compile")
-    assert status == 2 and is_one_line(errors) and "C++ compiler" in errors and not [*tmp_path.iterdir()]
-
-
 # ------------------------------------------------------------------------------------------ Folders and checkpoints
 
 
@@ -295,7 +287,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(script, call, monkeypat
 @of(SCRIPTS)
 def test_evaluation_needs_nothing_that_only_training_needs(script, run_dir, call, monkeypatch):
     state = load(run_dir / "latest.pt")
-    only = {"device": "cuda", "track": True, "compile": True, "plot": True}
+    only = {"device": "cuda", "track": True, "plot": True}
     state["args"] |= {flag: value for flag, value in only.items() if flag in state["args"]}
     torch.save(state, "from_a_gpu.pt")
     before = {p: p.stat().st_mtime_ns for p in run_dir.iterdir()}
