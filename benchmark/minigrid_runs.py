@@ -4,6 +4,7 @@
     python benchmark/minigrid_runs.py --out docs/results/minigrid_ablations --set ablations --jobs 2
     python benchmark/minigrid_runs.py --out docs/results/minigrid_novelty --set novelty --jobs 2
     python benchmark/minigrid_runs.py --out docs/results/minigrid_ends --set ends --jobs 2
+    python benchmark/minigrid_runs.py --out docs/results/minigrid_ends --set divisor      minigrid_divisor.py's
 
 Each run is `python ppo_rnd_minigrid.py` with the flags of its row, as a process of its own on one thread; it stops when
 the mean return of its last 100 episodes is above the row's score. Runs that are already in the CSV are not repeated, so
@@ -107,6 +108,7 @@ ROWS["ends"] = {
     for what, flag in ENDS.items()
     for name in ("KeyCorridorS6R3", "ObstructedMaze-Full")
 }
+ROWS["divisor"] = {"KeyCorridorS6R3, a divisor begun anew at 1M": (ROWS["main"]["KeyCorridorS6R3, default"][0], 3)}
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -224,11 +226,12 @@ def main() -> int:
     parser = table_parser(__doc__, "runs/minigrid")
     parser.add_argument("--set", choices=ROWS, default="main", help="which table")
     args = parser.parse_args()
+    script = ROOT / "benchmark/minigrid_divisor.py" if args.set == "divisor" else SCRIPT
     runs, status = fill_table(
-        *(SCRIPT, ROWS[args.set], args, measure),
+        *(script, ROWS[args.set], args, measure),
         tell=lambda line: f"solved at {line['solved_at'] or 'never'}, score {line['score']}",
     )
-    print_table(runs, ROWS[args.set])
+    print_table(runs, ROWS["ends"] | ROWS["divisor"] if args.set in ("ends", "divisor") else ROWS[args.set])
     if args.set == "main":
         draw(runs, args.out.with_name(args.out.name + "_curves.png"))
     else:

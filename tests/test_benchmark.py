@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,22 @@ def test_the_control_of_snd_starts_as_the_author(monkeypatch):
     moments.update(frame, torch.tensor([32768.0]))  # so many at once
     assert moments.var[0, 0].sqrt().item() == pytest.approx(22.5, abs=0.05)
     assert moments.var[1, 0].sqrt().item() == pytest.approx(15.9, abs=0.05)
+
+
+def test_the_control_of_minigrid_forgets_the_divisor_once(monkeypatch):
+    """At the first rollout after a million steps the moments begin anew, and at no other."""
+    script = importlib.import_module("ppo_rnd_minigrid")
+    monkeypatch.setattr(script, "intrinsic_rewards", script.intrinsic_rewards)  # puts it back
+    control = importlib.import_module("minigrid_divisor")
+    seen = []
+    monkeypatch.setattr(control, "intrinsic_rewards", lambda rnd: seen.append(float(rnd.return_rms.count)))
+    rnd = SimpleNamespace(return_rms=script.RunningMoments((), torch.device("cpu")))
+    for _ in range(2):
+        for count in (9e5, 1e6):
+            rnd.return_rms.var.fill_(3.0)
+            rnd.return_rms.count.fill_(count)
+            script.intrinsic_rewards(rnd)
+    assert seen == [9e5, 1e-4, 9e5, 1e6]
 
 
 def test_rows_of_the_dqn_table(tmp_path, monkeypatch):
