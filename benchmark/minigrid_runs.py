@@ -55,11 +55,11 @@ CHANGES = [  # what each part is worth
     *("--novelty count", "--novelty noveld", "--novelty none", "--episodic-bonus sqrt-count", "--int-episodic"),
     *("--no-int-norm", "--single-head", "--obs-norm none", "--update-proportion 0.25", "--int-gamma 0.999"),
     *("--gamma 0.99", "--gamma 0.999", "--rnd-obs planes", "--policy-obs codes", "--ext-coef 2", "--ent-coef 0.01"),
-    *("--obs-norm frozen --int-clip 1", "--norm-adv", "--no-bootstrap-truncated"),
+    *("--obs-norm frozen --int-clip 1", "--norm-adv", "--no-bootstrap-truncated", "--ent-coef 0.0005"),
 ]
 CHANGES_ELSEWHERE = {  # where another environment says more
-    "DoorKey-16x16": ("--norm-adv", "--ent-coef 0.01", "--policy-obs codes"),
-    "MultiRoom-N7-S8": ("--ext-coef 2",),
+    "DoorKey-16x16": ("--norm-adv", "--ent-coef 0.01", "--policy-obs codes", "--ent-coef 0.0005"),
+    "MultiRoom-N7-S8": ("--ext-coef 2", "--ent-coef 0.0005"),
 }
 ROWS["ablations"] = {
     f"{name}, {change}": (
