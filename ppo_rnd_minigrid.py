@@ -32,12 +32,11 @@ Both look at the agent's own view. RIDE and NovelD count on the whole grid, whic
 
 What it is made of (docs/results/README.md has runs with each part changed):
   1. The mask on first visits: RND alone takes several times as long, or does not get there at all. The mask
-     alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh. On
-     KeyCorridorS6R3 it is the other way: RND's bonus dies out, the mask's (`--novelty none`) finds the goal.
+     alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
   2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, a run on MultiRoom found
      the goal and lost it again, perhaps drawn away by what was new elsewhere.
-  3. Advantages as they are. A rollout with nothing new and no goal is noise, which `--norm-adv` would make as
-     large as a goal.
+  3. Advantages as they are. With `--norm-adv` one of three runs did not solve DoorKey-16x16. KeyCorridorS6R3
+     is the other way round: there the bonus falls below the entropy term, and `--norm-adv` finds the goal.
   4. A bonus with a value head of its own, discounted faster, divided by the std of its return, and not ending
      with the episode: a goal costs nothing, because the next episode is full of first visits.
 
