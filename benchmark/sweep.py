@@ -149,7 +149,7 @@ def table_parser(doc: str, runs_dir: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")
     parser.add_argument("--runs-dir", type=pathlib.Path, default=runs_dir, help="where the runs are kept")
-    parser.add_argument("--rows", nargs="+", default=[""], help="which rows to run, by the beginning of their names")
+    parser.add_argument("--rows", nargs="+", default=[""], help="which rows to run: names, or how they begin")
     parser.add_argument("--seeds", type=int, nargs="+", help="which seeds to run; otherwise all")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
     parser.add_argument("--redraw", action="store_true", help="run nothing; figure and table from the CSV as it is")
@@ -184,15 +184,15 @@ def fill_table(
         return read_table(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = read_table(path)
-    for (
-        line
-    ) in lines:  # a row whose flags have been changed since; lines of before flags were noted are taken as they are
+    for line in lines:  # a row's flags may have been changed since; of lines that do not note them nothing is known
         if line["row"] in rows and line.get("flags") not in (None, "", " ".join(rows[line["row"]][0])):
             sys.exit(f"{path}: {line['row']}, seed {line['seed']}, was run with other flags; take its line out")
     done = {(line["row"], int(line["seed"])) for line in lines}
     jobs = [Job(row, flags, seed) for row, (flags, seeds) in rows.items() for seed in range(1, seeds + 1)]
     jobs.sort(key=lambda job: job.seed)  # first one seed of every row
-    jobs = [job for job in jobs if job.row.startswith(tuple(args.rows)) and job.seed in (args.seeds or [job.seed])]
+    beginnings = tuple(name for name in args.rows if name not in rows)
+    jobs = [job for job in jobs if job.row in args.rows or job.row.startswith(beginnings)]
+    jobs = [job for job in jobs if job.seed in (args.seeds or [job.seed])]
     if not jobs:
         sys.exit(f"no such rows and seeds; the rows are: {'; '.join(rows)}")
 

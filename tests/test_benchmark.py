@@ -395,7 +395,8 @@ def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
     )  # the broken one alone
     args.out.with_suffix(".csv").write_text("row,seed,flags\nfirst,1,\n")
     args.rows = ["first"]
-    lines, status = sweep.fill_table(script, {"first": ([], 2)}, args, measure, tell=str)  # columns that are new
+    two = {"first": ([], 2), "first and more": (["--break", "1"], 1)}  # a whole name is that row alone
+    lines, status = sweep.fill_table(script, two, args, measure, tell=str)  # columns that are new
     assert not status and lines[0] == {"row": "first", "seed": "1", "flags": "", "score": "", "curve": ""}
     assert len(lines) == 2 and (lines[1]["seed"], lines[1]["flags"], lines[1]["score"]) == ("2", "", "6.0")
     args.out.with_suffix(".csv").write_text("row,seed,flags\nfirst,1,--add 1\n")
