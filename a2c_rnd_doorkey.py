@@ -44,7 +44,7 @@ Three commands, to train, to resume and to evaluate:
 What to expect, on one core of a CPU, in 0.6 to 0.9 GB: `--preset tuned` solves 5x5 (a mean return above 0.95)
 within 0.2M steps, in seconds, and 8x8 within 0.6M to 0.8M, in 1 to 3 minutes. `--preset tuned-16x16` solves
 16x16 within 1.6M to 3.7M, in 3 to 9 minutes. The notebook's settings solve 8x8 within 1.8M to 5.2M steps; at
-16x16 the notebook itself took 81M. docs/results/README.md has all seeds, with and without the bonus.
+16x16 the notebook itself took 81M. docs/results/doorkey.md has all seeds, with and without the bonus.
 """
 
 import collections

@@ -30,7 +30,7 @@ and in its episode, `--episodic-bonus`; without it an agent can earn by going ba
 
 Both look at the agent's own view. RIDE and NovelD count on the whole grid, which the agent does not see.
 
-What it is made of (docs/results/README.md has runs with each part changed):
+What it is made of (docs/results/minigrid.md has runs with each part changed):
   1. The mask on first visits: RND alone takes several times as long, or does not get there at all. The mask
      alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
   2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, a run on MultiRoom found

@@ -42,7 +42,7 @@ Three commands, to train, to train without the bonus and to evaluate:
 
 What to expect: half a minute on one core, 0.5 GB. With `--goal 9-9` the goal is found after some 300 episodes
 and reached by 95 of 100 after some 1,100, in the end by a shortest path, with 10 seeds of 10. REINFORCE alone
-finds it too, by luck, and never learns it: 0 of 10 (docs/results/README.md). The maze, its rewards and the
+finds it too, by luck, and never learns it: 0 of 10 (docs/results/maze.md). The maze, its rewards and the
 policy's layers are those of notes by "bison" (2025), where the far goal stays unsolved. `--bonus seed` and
 `--return-norm` show why.
 """

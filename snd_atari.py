@@ -41,7 +41,7 @@ What to expect: the author's four finished runs, 128 million steps (512 million 
 r_int falls to some 0.002 in the first million steps and comes back, 0.05 at 5 million: a run that looks
 dead at 1 million is normal. Before 15 million steps scores do not tell SND from RND; rooms and features
 have to. On a CPU a step costs 5.6 times one of ppo_rnd_atari.py, and a run takes 3 GB: this is for a GPU.
-Nothing has been trained to a score with it yet; docs/results/README.md has what was measured.
+Nothing has been trained to a score with it yet; docs/results/snd.md has what was measured.
 """
 
 import collections

@@ -80,7 +80,7 @@ def print_table(runs: list[dict]) -> None:
     for row in dict.fromkeys(r["row"] for r in runs):
         of = [r for r in runs if r["row"] == row]
         levels = "".join(f" {spread([r[name] for r in of], '.2f', 1e6, 'never')} |" for name in names)
-        rest = " | ".join(spread([r[name] for r in of], ".0f") for name in ("score", "rooms", "evaluation"))
+        rest = " | ".join(spread([r[name] for r in of], "z.0f") for name in ("score", "rooms", "evaluation"))
         print(f"| {row} | {len(of)} |{levels} {rest} |")
     print()
     print("| row | seed |", "".join(f" {name} |" for name in names), "played | score | rooms | evaluation |")

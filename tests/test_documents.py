@@ -89,6 +89,18 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
     assert {x for x in labels if not x.endswith("from pixels, the key")} == set(README)
 
 
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("pretrained/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+        goal = page.parent / target if target else page
+        assert goal.exists(), target
+        headings = re.findall(r"(?m)^#+ (.*)$", goal.read_text()) if anchor else ()
+        assert not anchor or anchor in [re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings]
+
+
 @pytest.mark.parametrize(
     ("name", "program", "rows"),
     [
@@ -106,8 +118,8 @@ def test_every_row_of_the_readme_has_its_numbers_checked():
     ],
 )
 def test_a_table_of_the_results_is_the_one_that_its_program_prints(name, program, rows, capsys):
-    """Made anew from the CSV; each line stands in docs/results/README.md."""
+    """Made anew from the CSV; each line stands in a page of docs/results."""
     program.print_table(sweep.read_table(RESULTS / f"{name}.csv"), *rows)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    written = (RESULTS / "README.md").read_text().splitlines()
+    written = [line for page in RESULTS.glob("*.md") for line in page.read_text().splitlines()]
     assert len(printed) > 3 and not [line for line in printed if line not in written]
