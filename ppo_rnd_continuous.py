@@ -39,8 +39,8 @@ Three commands, to train, to resume and to evaluate:
 
 What to expect: the first command solves its task (a mean return above 90) within 40,000 steps, half a
 minute, on five of five seeds; the settings were chosen on the first of them. With `--int-coef 0` three of
-five get there, within 60,000. Other tasks have no table yet. On tasks that always pay, such as HalfCheetah,
-RND is not expected to help: take `--int-coef 0`. Published numbers are of the -v4 tasks, which work too.
+five get there, within 60,000. Other sparse tasks are not solved yet (docs/results/continuous.md). On tasks
+that always pay, such as HalfCheetah, RND is not expected to help: take `--int-coef 0`.
 """
 
 import collections

@@ -106,8 +106,10 @@ def print_table(runs: list[dict]) -> None:
                     continue
                 mean, low, high = interval(np.array(values))
                 form = ",.0f" if abs(mean) >= 100 else ".2f"
-                cells.append(f"{mean:{form}} ({low:{form}} to {high:{form}})")
-                if column == "score" and len(values) > 1:
+                cells.append(f"{mean:{form}}")
+                if len(values) > 1:
+                    cells[-1] += f" ({low:{form}} to {high:{form}})"
+                if len(values) > 1 and column == "score":
                     cells[-1] += f"; {np.mean(values):{form}} +- {np.std(values, ddof=1):{form}}"
             solved = [r["solved_at"] for r in mine if r["solved_at"]]
             at = spread(solved, ".3f", 1e6, "never")

@@ -57,8 +57,14 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
 def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against steps, a line for each seed, a panel for each game."""
     games = [game for game in STEPS if any(r["row"].startswith(f"{game},") for r in runs)]
-    figure, panels = plt.subplots(1, len(games), figsize=(1.5 + 3 * len(games), 3), squeeze=False)
-    for panel, game in zip(panels.flat, games, strict=True):
+    columns = min(3, len(games))
+    rows = -(-len(games) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(1.5 + 3 * columns, 2.8 * rows), squeeze=False, layout="constrained"
+    )
+    for panel in panels.flat[len(games) :]:
+        panel.set_visible(False)
+    for panel, game in zip(panels.flat, games, strict=False):
         for k, variant in enumerate(VARIANTS):
             curves = curves_of(runs, f"{game}, {variant}", 1e6)
             curves += curves_of(runs, LONGER, 1e6) if LONGER.startswith(game) and k == 0 else []
@@ -66,9 +72,9 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
                 panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else variant)
         panel.set(title=game, xlabel="million steps")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("mean return, last 100 episodes")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("mean return, last 100 episodes")
     panels[0, 0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
@@ -77,7 +83,8 @@ def print_table(runs: list[dict]) -> None:
     names = [name for name in LEVELS if any(r[name] for r in runs)]
     print("| row | seeds |", "".join(f" {name}, million steps |" for name in names), "score | rooms | evaluation |")
     print("|---|---|" + "---|" * (len(names) + 3))
-    for row in dict.fromkeys(r["row"] for r in runs):
+    there = {r["row"] for r in runs}
+    for row in [row for row in ROWS if row in there] + sorted(there - ROWS.keys()):
         of = [r for r in runs if r["row"] == row]
         levels = "".join(f" {spread([r[name] for r in of], '.2f', 1e6, 'never')} |" for name in names)
         rest = " | ".join(spread([r[name] for r in of], "z.0f") for name in ("score", "rooms", "evaluation"))
