@@ -16,7 +16,7 @@ arXiv:1810.12894.
     r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2       f: random target, g: predictor, o whitened
     A         = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
-With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three departures that matter:
+With `--int-coef 0` this is CleanRL's ppo_continuous_action.py ("CleanRL" below) with three larger departures:
 8 x 256 steps in place of 1 x 2048, a truncated episode is bootstrapped, the values' last layer starts near 0.
 To run without these three: `--int-coef 0 --num-envs 1 --num-steps 2048 --no-bootstrap-truncated --value-gain 1`.
 The steps on which EnvPool resets are left out; they still count as environment steps.
