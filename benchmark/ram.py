@@ -32,8 +32,10 @@ ROWS = {
     for game, steps in STEPS.items()
     for variant, extra in VARIANTS.items()
 }
-LONGER = "MontezumaRevenge, on to 8M"  # with the bonus, more steps
-ROWS[LONGER] = ["--env-id", "MontezumaRevenge", "--bf16", "--total-timesteps", "8e6"], 13
+LONGER = {"MontezumaRevenge, on to 8M": "8e6", "MontezumaRevenge, to 25M": "25e6"}  # with the bonus, more steps
+ROWS |= {
+    row: (["--env-id", "MontezumaRevenge", "--bf16", "--total-timesteps", steps], 13) for row, steps in LONGER.items()
+}
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -67,7 +69,8 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     for panel, game in zip(panels.flat, games, strict=False):
         for k, variant in enumerate(VARIANTS):
             curves = curves_of(runs, f"{game}, {variant}", 1e6)
-            curves += curves_of(runs, LONGER, 1e6) if LONGER.startswith(game) and k == 0 else []
+            for longer in LONGER if (game, k) == ("MontezumaRevenge", 0) else ():
+                curves += curves_of(runs, longer, 1e6)
             for n, (x, y) in enumerate(curves):
                 panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else variant)
         panel.set(title=game, xlabel="million steps")
