@@ -410,7 +410,7 @@ def test_rows_of_the_ram_table(tmp_path, monkeypatch):
 
     for flags, _ in ram.ROWS.values():
         args, *_ = script.parse(flags)
-        assert args.total_timesteps in (3_500_000, 5_000_000, 8_000_000) and args.int_coef in (0, 1)
+        assert args.total_timesteps in (3_500_000, 5_000_000, 8_000_000, 25_000_000) and args.int_coef in (0, 1)
     monkeypatch.setattr(ram, "evaluation", lambda *_: ("390.0", "7.5"))
     folder = make_run(tmp_path / "run", [0, 99, 100, 80, 400, 350])
     line = ram.measure(sweep.Job("MontezumaRevenge, without", [], 4), folder)
