@@ -23,6 +23,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 
+NAMES = {"MountainCar": ("position", "velocity"), "PointMaze": ("x", "y")}  # of the first two entries
+
 
 class EnoughSeen(Exception):
     """Ends a training run before its time."""
@@ -57,7 +59,9 @@ def draw(clouds: dict[str, np.ndarray], names: tuple[str, str], path: pathlib.Pa
     figure, panels = plt.subplots(1, len(clouds), figsize=(4 * len(clouds) + 1, 3.4), sharey=True, layout="constrained")
     for panel, (title, x) in zip(panels, counts.items(), strict=True):
         shown = panel.imshow(x.T, norm=norm, origin="lower", aspect="auto", extent=(*ranges[0], *ranges[1]))
-        panel.set(title=f"{title}: {(x > 0).mean():.0%} of the cells", xlabel=names[0])
+        covered = f"{title}: {(x > 0).mean():.0%} of the cells"
+        print(covered)
+        panel.set(title=covered, xlabel=names[0])
     panels[0].set_ylabel(names[1])
     figure.colorbar(shown, ax=panels, label="steps in a cell")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +81,8 @@ def main() -> None:
     common = ["--env-id", args.env_id, "--seed", args.seed, *args.flags]
     variants = {"without the bonus": ["--int-coef", "0"], "with it": []}
     clouds = {title: visited([*common, *flags], args.steps)[:, args.entries] for title, flags in variants.items()}
-    is_car = args.env_id.startswith("MountainCar") and args.entries == [0, 1]
-    draw(clouds, ("position", "velocity") if is_car else tuple(f"entry {k}" for k in args.entries), args.out)
+    names = [name for task, name in NAMES.items() if args.env_id.startswith(task) and args.entries == [0, 1]]
+    draw(clouds, *names or [tuple(f"entry {k}" for k in args.entries)], args.out)
     print(args.out)
 
 
