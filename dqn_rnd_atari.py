@@ -16,19 +16,21 @@ al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018
 
     Q(s, a) <- r + gamma * V(s')       for steps drawn from a memory; V by a target network, an older copy
       --backup max         V = max Q
-               double      V = Q(argmax of the newest Q)
+               double      V = Q(a), a the best action by the network that is being trained
                softmax     V = E_pi[Q], pi = softmax(Q / alpha)
-               soft        V = E_pi[Q] + alpha * H(pi)
+               soft        V = E_pi[Q] + alpha * H(pi), H: the entropy
                munchausen  as soft, and 0.9 * clip(alpha * log pi(a | s), -1, 0) is added to r
-    r_int = mean (g(o') - f(o'))^2     RND: f is random and fixed, g learns to agree with it on what was seen
+    r_int = mean (g(o') - f(o'))^2     RND, of the frame o' that a step led to: f is random and fixed, g learns
+                                       to agree with it on what was seen
 
 What is different from RND with PPO (ppo_rnd_atari.py):
   1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
      frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
-  2. At a game over the intrinsic stream looks ahead to the next episode's first frame, which the memory has.
+  2. At a cut by the time limit both streams go on from the episode's last frame. With PPO the extrinsic one
+     ends there, and the intrinsic one goes on from the next episode's first, as here after a game over.
   3. The random agent's steps stay in the memory. Its frames count for whitening from the first on; the
      predictor (with `--predictor-from collection`) and the std of the bonus start half-way.
-     `--bonus-from collection` pays these steps nothing, `replay` does.
+     `--bonus-from collection` pays nothing for these steps, `replay` pays for them too.
 
 Three commands, to train, to resume and to evaluate:
     python dqn_rnd_atari.py --preset rnd --env-id MontezumaRevenge
@@ -81,11 +83,11 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Args:
-    # The defaults are those of `--preset rnd`; other presets put others in their place. The comments are the
-    # help of `--help`.
+    # The defaults are those of `--preset rnd`; another preset changes some (PRESETS). The comments are the help
+    # of `--help`.
 
     # experiment
-    preset: Literal["rnd", "dqn", "iqn", "seed-003", "seed-001"] = "rnd"  # dqn, iqn: without bonus
+    preset: Literal["rnd", "dqn", "iqn", "seed-003", "seed-001"] = "rnd"  # rnd, seed-001: with the bonus
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the value network
@@ -111,14 +113,13 @@ class Args:
     clip_rewards: bool = True  # learn from the sign of the reward
 
     # value
-    total_timesteps: float = 10_000_000  # environment steps, 4 frames each
     value: Literal["dqn", "iqn"] = "dqn"  # iqn: quantiles of the return instead of its mean
     backup: Literal["max", "double", "softmax", "soft", "munchausen"] = "double"  # V(s'): see the top
     gamma: float = 0.99  # discount of the extrinsic stream
     n_step: int = 3  # steps of reward before V (Dopamine: DQN 1, IQN 3)
     loss: Literal["mse", "huber"] = "mse"  # of DQN; IQN has its own
     num_quantiles: int = 64  # IQN: quantiles of the agent, and of the target network, in an update
-    num_acting_quantiles: int = 32  # IQN: quantiles whose mean chooses an action
+    num_acting_quantiles: int = 32  # IQN: quantiles whose mean chooses an action, also the next one in V
     quantile_mean: bool = False  # IQN: mean over the learned quantiles, not their sum (Dopamine: sum)
 
     # policy
@@ -131,8 +132,9 @@ class Args:
     temperature_steps: int = 10_000_000  # environment steps from one to the other, from the first on
 
     # learning
+    total_timesteps: float = 10_000_000  # environment steps, 4 frames each
     buffer_size: int = 1_000_000  # steps in the memory
-    learning_starts: int = 20_000  # steps in it before values are learned; the predictor from half of them on
+    learning_starts: int = 20_000  # steps in it before values are learned; until then actions are random
     batch_size: int = 32  # steps in an update, B
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
@@ -145,11 +147,11 @@ class Args:
     # RND
     int_coef: float = 1.0  # weight of the intrinsic value; 0: no bonus, not even computed
     ext_coef: float = 1.0  # weight of the extrinsic value; 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter
+    int_gamma: float = 0.99  # discount of the intrinsic stream, and of the sum whose std divides the bonus
     int_episodic: bool = False  # let the intrinsic stream end with the episode
     single_head: bool = False  # one value of int_coef * r_int + ext_coef * r_ext, which ends with the episode
     bonus_from: Literal["collection", "replay"] = "replay"  # when the bonus is computed: once, or when drawn
-    bonus_norm: Literal["return", "released", "none"] = "return"  # return: by the std of its return
+    bonus_norm: Literal["return", "released", "none"] = "return"  # return: by the std of its discounted sum
     int_clip: float | None = None  # clip the normalised intrinsic reward at this
     predictor_from: Literal["collection", "replay"] = "collection"  # frames it learns from: newest, or drawn
     predictor_learning_rate: float = 1e-4  # Adam's step size of the predictor
@@ -172,8 +174,8 @@ PRESETS = {  # what each differs in from the defaults
         **{"update_every": 16, "learning_rate": 5e-5, "learning_rate_final": 1e-5, "adam_eps": 1e-8},
         **{"max_grad_norm": 10.0, "tau": 0.003},
     },
-    # An article's bonus, its mistakes mended: r + r_int in one value, statistics of a random agent's 1,500
-    # steps. It names no learner; networks and mean error are those of this script.
+    # An article's bonus, mended: r + r_int in one value, frame statistics of a random agent's 1,500 steps. It
+    # does not say what learns from it; networks and the mean over features (not their sum) are this script's.
     "seed-001": {
         **{"single_head": True, "n_step": 1, "bonus_norm": "none", "int_clip": 1.0, "bonus_from": "collection"},
         **{"predictor_from": "replay", "obs_norm": "frozen", "learning_starts": 1500},
@@ -185,7 +187,7 @@ PRESETS = {  # what each differs in from the defaults
 
 ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the room's number
 OBS_SHAPE = {"pixels": (84, 84), "ram": (128,)}  # of what the agent sees; S of these
-SCREEN_SHAPE = {"pixels": (84, 84), "ram": (21, 20)}  # of what RND sees: RAM's counters are always new
+SCREEN_SHAPE = {"pixels": (84, 84), "ram": (21, 20)}  # of what RND sees. RAM's counters are always new
 
 
 class AtariEnvs:
@@ -234,7 +236,7 @@ class AtariEnvs:
         """Plays actions (N,) int.
 
         Returns: observations and screens; and of the step, each (N,): rewards, clipped to their sign or not;
-        terminated, the game is over; done, it is over or the time limit cut it; valid, False where it was reset.
+        terminated, the game is over (a cut is not in it); valid, False where it was reset.
         """
         frames, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
@@ -242,7 +244,7 @@ class AtariEnvs:
         rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
         self.stats.add(rewards, self.done, valid, rooms)
         rewards = np.sign(rewards) if self.clip_rewards else rewards
-        step = {"rewards": rewards, "terminated": terminated, "done": self.done, "valid": valid}
+        step = {"rewards": rewards, "terminated": terminated, "valid": valid}
         return self.look(frames, info), {name: torch.from_numpy(x) for name, x in step.items()}
 
 
@@ -313,7 +315,7 @@ class RND(nn.Module):
         super().__init__()
         size = 512 if args.obs == "pixels" else 256
         # The predictor is two layers deeper, so that it can represent the target. Then the error that is left
-        # comes from what it has not seen (paper section 2.2.1).
+        # comes from what it has not seen (Burda et al., section 2.2.1).
         self.target = nn.Sequential(*rnd_layers(args.obs)).requires_grad_(False)
         deeper = [nn.ReLU(), init_layer(nn.Linear(size, size)), nn.ReLU(), init_layer(nn.Linear(size, size))]
         self.predictor = nn.Sequential(*rnd_layers(args.obs), *deeper)
@@ -387,8 +389,7 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 
 def linear(step: int, start: float, final: float | None, duration: int) -> float:
     """From start at step 0 to final at step `duration` and after; None: start throughout."""
-    final = start if final is None else final
-    return final if step >= duration else start + (final - start) * step / duration
+    return float(np.interp(step, (0, duration), (start, start if final is None else final)))
 
 
 def exploration(step: int, args: Args) -> tuple[float, float]:
@@ -404,12 +405,8 @@ def exploration(step: int, args: Args) -> tuple[float, float]:
 
 def action_probabilities(q: Tensor, epsilon: float, temperature: float | None) -> Tensor:
     """Values (B, A) -> (B, A): softmax(q / temperature), None: greedy; a share epsilon is random."""
-    A = q.shape[1]
-    if temperature is None:
-        chosen = F.one_hot(q.argmax(1), A).float()
-    else:
-        chosen = ((q - q.max(1, keepdim=True).values) / temperature).softmax(1)  # finite if q is
-    return (1 - epsilon) * chosen + epsilon / A
+    chosen = F.one_hot(q.argmax(1), q.shape[1]) if temperature is None else (q / temperature).softmax(1)
+    return (1 - epsilon) * chosen + epsilon / q.shape[1]
 
 
 def heads(args: Args) -> dict[str, float]:
@@ -437,23 +434,18 @@ def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
 
     max, double       Z(argmax q) (Mnih et al. 2015; van Hasselt et al. 2016)
     softmax           sum of pi(a) Z(a), pi = softmax(q / alpha) (Song et al. 2019, eq. 2)
-    soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 5): in the mean alpha * logsumexp(q / alpha)
+    soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 5); for DQN alpha * logsumexp(q / alpha)
 
     Entropy is a reward: its sign is plus. The extrinsic head carries it, divided by its weight, so that the
     total value gains alpha * H(pi). With n steps each one's entropy would be needed, so n must be 1. Entropy
     alone makes staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and alpha = 0.03: "soft" wants a
-    smaller alpha; Munchausen's is alpha / 10 in effect.
+    smaller alpha; Munchausen's is (1 - 0.9) * alpha in effect.
     """
     pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
     values = (z * pi[:, None, None]).sum(3)
     if args.backup in SOFT:
-        values[..., -1] += alpha * entropy(pi)[:, None] / heads(args).get("_ext", 1.0)
+        values[..., -1] += alpha * torch.special.entr(pi).sum(1, keepdim=True) / heads(args).get("_ext", 1.0)
     return values
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy (B,) of distributions (B, A)."""
-    return -torch.special.xlogy(probabilities, probabilities).sum(1)
 
 
 def munchausen_bonus(q: Tensor, actions: Tensor, alpha: float, coef: float = 0.9, floor: float = -1.0) -> Tensor:
@@ -475,7 +467,7 @@ def n_step_return(rewards: Tensor, alive: Tensor, gamma: float) -> tuple[Tensor,
 
 
 def value_loss(z: Tensor, targets: Tensor, taus: Tensor, args: Args) -> Tensor:
-    """Loss (B,) of one head: z and taus (B, K), what learns and where; targets (B, K'), samples of the return.
+    """Loss (B,) of one head: z (B, K), its quantiles, and their taus; targets (B, K'), samples of the return.
 
     IQN's is the quantile Huber loss, kappa = 1, the mean over the targets (Dabney et al. 2018, eq. 1 and 3).
     """
@@ -494,10 +486,9 @@ class Batch(NamedTuple):
 
     obs: Tensor  # (B, S, ...) uint8
     actions: Tensor  # (B,) int64
-    valid: Tensor  # (B,) bool, False where the step was a reset: it is not learned from
     rewards: Tensor  # (n, B) extrinsic
-    bonus: Tensor  # (n, B) intrinsic, as it was at collection
-    alive: Tensor  # (n, B) bool, the step belongs to the episode of the first one
+    bonus: Tensor  # (n, B) intrinsic, as it was at collection, or as it is now
+    alive: Tensor  # (n, B) bool, the step belongs to the episode of the first one; the first is no reset
     over: Tensor  # (B,) bool, one of the alive steps ended the game; a cut by the time limit does not count
     next_obs: Tensor  # (B, S, ...) uint8, after the last alive one; after a game over the next episode's first
 
@@ -505,9 +496,10 @@ class Batch(NamedTuple):
 class Replay:
     """The last L steps of N environments, a ring. Row t has what was shown before step t, and the step.
 
-    Each frame is there once; `stack` puts the last S together. What a step led to is in the next row, also at
-    an episode's end: its last frame is in the row of the reset step (valid = False), the first frame of the next
-    episode in the one after. `count` steps have been written; row `count` has the frame to be acted upon.
+    Each frame is there once; `stack` puts the last S together. What a step led to is in the next row. An
+    episode's last step is followed by a reset step (valid = False), whose row has the episode's last frame; the
+    row after has the next episode's first. So `valid` says where episodes begin and end. `count` steps have been
+    written; row `count` has the frame to be acted upon.
     """
 
     def __init__(self, args: Args, device: torch.device):
@@ -515,7 +507,7 @@ class Replay:
         self.L, self.N, self.S, self.count = L, N, args.frame_stack, 0
         fields = {"obs": (torch.uint8, OBS_SHAPE[args.obs]), "actions": (torch.int64, ())}
         fields |= dict.fromkeys(("rewards", "bonus"), (torch.float32, ()))
-        fields |= dict.fromkeys(("terminated", "done", "valid", "first"), (torch.bool, ()))  # first: of an episode
+        fields |= dict.fromkeys(("terminated", "valid"), (torch.bool, ()))
         if args.obs == "ram" and args.int_coef > 0:  # from pixels RND sees what the agent sees
             fields["screens"] = torch.uint8, SCREEN_SHAPE["ram"]
         self.nbytes = L * N * sum(dtype.itemsize * math.prod(shape) for dtype, shape in fields.values())
@@ -523,24 +515,23 @@ class Replay:
         self.device = device if fits else torch.device("cpu")
         with self.device:
             self.data = {name: torch.empty((L, N, *shape), dtype=dtype) for name, (dtype, shape) in fields.items()}
+        self.data["valid"].zero_()  # so that row 0 is the first of an episode
 
-    def write(self, **step: Tensor) -> None:
-        """Writes into row `count`, each argument (N, ...)."""
+    def write(self, **step: Tensor | float) -> None:
+        """Writes into row `count`, each argument (N, ...) or one number for all."""
         for name, x in step.items():
             if name in self.data:
                 self.data[name][self.count % self.L] = x
 
     def begin(self, obs: Tensor, screens: Tensor) -> None:
         """All environments have been reset: what they were at, if anything, is cut here."""
-        no, zero = torch.zeros(self.N, dtype=torch.bool), torch.zeros(self.N)
         if self.count > 0:
-            self.data["done"][(self.count - 1) % self.L] = True
-            self.write(actions=zero, rewards=zero, bonus=zero, terminated=no, done=no, valid=no)
+            self.write(actions=0, rewards=0, bonus=0, terminated=False, valid=False)
             self.count += 1
-        self.write(obs=obs, screens=screens, first=~no)
+        self.write(obs=obs, screens=screens)
 
     def at(self, name: str, t: Tensor, env: Tensor) -> Tensor:
-        """Rows t of environments env, whose shapes broadcast."""
+        """A field in rows t of environments env, whose shapes broadcast."""
         places = t % self.L * self.N + env
         found = self.data[name].flatten(0, 1).index_select(0, places.flatten())  # [places] is slower
         return found.unflatten(0, places.shape)
@@ -551,10 +542,10 @@ class Replay:
 
     def stack(self, t: Tensor, env: Tensor) -> Tensor:
         """What the agent sees at t (B,): frames (B, S, ...), the newest last; an episode's first repeated."""
-        rows = [t]
+        shown = [t]
         for _ in range(self.S - 1):
-            rows.append(rows[-1] - (~self.at("first", rows[-1], env)).long())
-        return self.at("obs", torch.stack(rows[::-1], 1), env[:, None])
+            shown.append(shown[-1] - self.at("valid", shown[-1] - 1, env).long())
+        return self.at("obs", torch.stack(shown[::-1], 1), env[:, None])
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Rows from start to stop, excluding, of all environments: which rows and which environments."""
@@ -562,27 +553,24 @@ class Replay:
         return t.repeat_interleave(self.N), torch.arange(self.N, device=self.device).repeat(len(t))
 
     def draw(self, B: int, n: int) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and environments (B,) of random steps that have all frames before and n steps after them."""
+        """Random steps, their rows (B,) and environments (B,), with S frames up to each and n steps from it on."""
         t = torch.randint(max(0, self.count - self.L + self.S), self.count - n, (B,), device=self.device)
         return t, torch.randint(self.N, (B,), device=self.device)
 
     def batch(self, t: Tensor, env: Tensor, n: int) -> Batch:
         """The steps there, with n steps of reward."""
         steps = t + torch.arange(n, device=self.device)[:, None]  # (n, B)
-        done = self.at("done", steps, env)
-        alive = done.cumsum(0) == done  # (n, B): no step before it was the episode's last
+        alive = self.at("valid", steps, env).cumprod(0).bool()  # (n, B): up to the episode's end
         over = (self.at("terminated", steps, env) & alive).any(0)
         after = t + alive.sum(0) + over  # after a game over: past the reset row, which has the last frame
-        obs, next_obs = self.stack(torch.cat([t, after]), env.repeat(2)).chunk(2)
         return Batch(
-            obs=obs,
+            obs=self.stack(t, env),
             actions=self.at("actions", t, env),
-            valid=self.at("valid", t, env),
             rewards=self.at("rewards", steps, env),
             bonus=self.at("bonus", steps, env),
             alive=alive,
             over=over,
-            next_obs=next_obs,
+            next_obs=self.stack(after, env),
         )
 
     def state_dict(self) -> dict:
@@ -611,14 +599,14 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
         bonus = intrinsic_rewards(rnd, screens.to(device), results["valid"].to(device), now, args)
         replay.write(actions=actions, bonus=bonus, **results)
         replay.count += 1
-        replay.write(obs=obs, screens=screens, first=~results["valid"])
-        totals["losses/entropy"] += entropy(policy).mean() / args.num_steps
+        replay.write(obs=obs, screens=screens)
+        totals["losses/entropy"] += torch.special.entr(policy).sum(1).mean() / args.num_steps
         totals["rnd/intrinsic_reward"] += masked_mean(bonus, results["valid"].to(device)) / args.num_steps
     return totals
 
 
 def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args: Args) -> Tensor:
-    """r_int (N,) of the screens that a step led to; then the statistics take these in."""
+    """r_int (N,) of the screens that a step led to, by frame statistics from before it and a std that includes it."""
     if args.int_coef == 0:
         return torch.zeros(len(valid), device=valid.device)
     random_agent = step < args.learning_starts
@@ -633,7 +621,7 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
             rnd.return_rms.update(rnd.filtered, valid)
         if args.obs_norm == "running" or random_agent:
             rnd.obs_rms.update(screens, valid)
-    # the random agent's steps fill the memory (paper: thrown away); with --bonus-from collection they are unpaid
+    # the random agent's steps fill the memory (Burda et al.: thrown away); with --bonus-from collection they are unpaid
     return torch.zeros_like(raw) if random_agent else scale_bonus(raw, rnd.return_rms, args)
 
 
@@ -646,9 +634,7 @@ def bonus_now(rnd: RND, replay: Replay, t: Tensor, env: Tensor, args: Args) -> T
 
 
 @torch.no_grad()
-def td_targets(
-    agent: Agent, target_agent: Agent, batch: Batch, bonus: Tensor, temperature: float, args: Args
-) -> Tensor:
+def td_targets(agent: Agent, target_agent: Agent, batch: Batch, temperature: float, args: Args) -> Tensor:
     """What the values of a batch are to be: samples of the return (B, K', H); one, its mean, for DQN.
 
         target = r(t) + ... + gamma^(n-1) r(t+n-1) + gamma^n V(o(t+n)), for each stream with its own gamma
@@ -657,17 +643,17 @@ def td_targets(
     """
     K, acting, double = args.num_quantiles, args.num_acting_quantiles, args.backup == "double"
     z, _ = target_agent(batch.next_obs, K if double else K + acting)  # (B, K or more, H, A); DQN: (B, 1, H, A)
-    # the newest network chooses, or other quantiles of this one than are learned from (DQN: its one value)
+    # what chooses the next action: the newest network, or quantiles of this one that are not learned from
     q = q_values(agent, batch.next_obs, args) if double else total_value(z[:, -acting:], args)  # (B, A)
     values = next_value(z[:, :K], q, temperature, args)  # (B, K', H)
-    rewards = args.int_coef * bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
+    rewards = args.int_coef * batch.bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards
     if args.backup == "munchausen":
         q_now = q_values(target_agent, batch.obs, args)
         munchausen = munchausen_bonus(q_now, batch.actions, temperature) / heads(args).get("_ext", 1.0)
         rewards = rewards + munchausen  # (1, B)
     streams = [(rewards, batch.over, args.gamma)]  # the extrinsic one, or the only one
     if not args.single_head:
-        streams.insert(0, (bonus, batch.over & args.int_episodic, args.int_gamma))
+        streams.insert(0, (batch.bonus, batch.over & args.int_episodic, args.int_gamma))
     targets = []
     for head, (r, over, gamma) in enumerate(streams):
         returns, discount = n_step_return(r, batch.alive, gamma)
@@ -690,8 +676,7 @@ def update(
     """One update for each --update-every steps of those just collected. Returns means to log."""
     device, num_new = rnd.filtered.device, args.num_envs * args.num_steps
     totals: dict[str, Tensor] = collections.defaultdict(float)
-    # from the second half of the random agent's steps on: then the frames' statistics have been started (released
-    # code: from the first frame on)
+    # not before half of the random agent's steps have gone into the frames' statistics (released code: at once)
     begun = step >= args.learning_starts / 2 or args.bonus_norm == "released"
     if args.int_coef > 0 and args.predictor_from == "collection" and begun:
         where = replay.rows(replay.count - args.num_steps, replay.count)
@@ -705,30 +690,29 @@ def update(
         optimizer.param_groups[0]["lr"] = rate
         t, env = replay.draw(args.batch_size, args.n_step)
         batch = Batch(*(x.to(device) for x in replay.batch(t, env, args.n_step)))
-        recompute = args.int_coef > 0 and args.bonus_from == "replay"
-        bonus = bonus_now(rnd, replay, t, env, args) if recompute else batch.bonus  # (n, B)
-        totals["rnd/intrinsic_reward_learned"] += share * masked_mean(bonus[0], batch.valid)
+        valid = batch.alive[0]  # (B,) resets are drawn too, and left out here
+        if args.int_coef > 0 and args.bonus_from == "replay":
+            batch = batch._replace(bonus=bonus_now(rnd, replay, t, env, args))
+        totals["rnd/intrinsic_reward_learned"] += share * masked_mean(batch.bonus[0], valid)
 
         _, temperature = exploration(now, args)
-        targets = td_targets(agent, target_agent, batch, bonus, temperature, args)  # (B, K', H)
+        targets = td_targets(agent, target_agent, batch, temperature, args)  # (B, K', H)
         z, taus = agent(batch.obs, args.num_quantiles)  # (B, K, H, A)
         z = z.take_along_dim(batch.actions[:, None, None, None], 3).squeeze(3)  # (B, K, H)
         loss = 0.0
         for head, (suffix, weight) in enumerate(heads(args).items()):
-            head_loss = masked_mean(value_loss(z[..., head], targets[..., head], taus, args), batch.valid)
+            head_loss = masked_mean(value_loss(z[..., head], targets[..., head], taus, args), valid)
             loss = loss + head_loss * (weight > 0)  # a stream that is turned off does not shape the features either
             totals[f"losses/value_loss{suffix}"] += share * head_loss.detach()
             totals[f"losses/q{suffix}"] += share * z[..., head].detach().mean()
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in agent.parameters()])
-        if args.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(agent.parameters(), args.max_grad_norm, norm)
+        norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
         totals["losses/grad_norm"] += share * norm
         optimizer.step()
         if args.int_coef > 0 and args.predictor_from == "replay":
             screens = replay.screens_after(t, env).to(device)
-            totals["losses/predictor_loss"] += share * learn_predictor(rnd, optimizer, screens, batch.valid, args)
+            totals["losses/predictor_loss"] += share * learn_predictor(rnd, optimizer, screens, valid, args)
         update_target_network(target_agent, agent, now, args)
     return totals
 
@@ -756,8 +740,8 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     agent = Agent(envs.num_actions, H, args).to(device, memory_format=torch.channels_last)
     target_agent = copy.deepcopy(agent).requires_grad_(False)
     rnd = RND(N, args, device).to(memory_format=torch.channels_last)
-    agent_group = {"params": [*agent.parameters()], "lr": args.learning_rate, "eps": args.adam_eps}
-    rnd_group = {"params": [*rnd.predictor.parameters()], "lr": args.predictor_learning_rate, "eps": 1e-8}
+    agent_group = {"params": agent.parameters(), "lr": args.learning_rate, "eps": args.adam_eps}
+    rnd_group = {"params": rnd.predictor.parameters(), "lr": args.predictor_learning_rate}
     optimizer = Adam([agent_group, rnd_group], fused=True)
     learner = {"agent": agent, "target_agent": target_agent, "rnd": rnd, "optimizer": optimizer}
     learner["stats"] = envs.stats

@@ -128,7 +128,6 @@ def test_boltzmann_and_greedy_probabilities():
     np.testing.assert_allclose(soft[1], [0.5, 0.5, 0])
     np.testing.assert_allclose(script.action_probabilities(q, 0.3, None)[0], [0.1, 0.1, 0.8], rtol=1e-6)
     np.testing.assert_allclose(script.action_probabilities(q, 1.0, 0.5), np.full((2, 3), 1 / 3), rtol=1e-6)
-    np.testing.assert_allclose(script.entropy(soft), [-(soft[0] * soft[0].log()).sum(), np.log(2)], rtol=1e-6)
 
 
 def test_schedules():
@@ -207,17 +206,10 @@ class Player:
             episodes[-1]["frames"].append(frame)
             episodes[-1]["end"] = ends[env]
         over, done = np.array([e == "over" for e in ends]), np.array([e is not None for e in ends])
-        flags = {
-            "terminated": over,
-            "done": done,
-            "valid": valid,
-            "actions": actions,
-            "rewards": rewards,
-            "bonus": bonus,
-        }
+        flags = {"terminated": over, "valid": valid, "actions": actions, "rewards": rewards, "bonus": bonus}
         self.replay.write(**{name: torch.from_numpy(x) for name, x in flags.items()})
         self.replay.count += 1
-        self.replay.write(obs=obs, screens=screens, first=torch.from_numpy(~valid))
+        self.replay.write(obs=obs, screens=screens)
         self.reset = done
 
 
@@ -241,8 +233,8 @@ def check_all(player: Player, n: int) -> int:
     screens = [number(replay.screens_after(t + k, env)[:, 0]) for k in range(n)]
     checked = 0
     for i, (row, e) in enumerate(zip(t.tolist(), env.tolist(), strict=True)):
-        assert bool(batch.valid[i]) == (row in player.places[e])
-        if not batch.valid[i]:
+        assert bool(batch.alive[0, i]) == (row in player.places[e])
+        if not batch.alive[0, i]:
             continue
         episode, k = player.places[e][row]
         steps = episode["steps"][k : k + n]
@@ -325,7 +317,7 @@ def test_size_of_the_memory():
     for obs, int_coef in (("pixels", 1.0), ("ram", 0.0), ("ram", 1.0)):
         args = script.Args(obs=obs, int_coef=int_coef, buffer_size=1000, num_envs=8)
         sizes[obs, int_coef] = script.Replay(args, CPU).nbytes / 1000
-    assert sizes == {("pixels", 1.0): 84 * 84 + 20, ("ram", 0.0): 128 + 20, ("ram", 1.0): 128 + 420 + 20}
+    assert sizes == {("pixels", 1.0): 84 * 84 + 18, ("ram", 0.0): 128 + 18, ("ram", 1.0): 128 + 420 + 18}
 
 
 def test_n_step_return():
@@ -353,10 +345,10 @@ def test_the_memory_has_what_envpool_showed(atari_pool, tmp_path, monkeypatch):
                 replay.at("obs", torch.tensor(t + 1), env), step["frame" if obs == "pixels" else "ram"]
             )
             np.testing.assert_array_equal(replay.data["valid"][t], step["valid"])
-            np.testing.assert_array_equal(replay.data["first"][t + 1], ~step["valid"])
             np.testing.assert_array_equal(replay.data["rewards"][t], np.sign(step["reward"]))
-            np.testing.assert_array_equal(replay.data["done"][t], step["done"])
-        assert (replay.data["done"][:24] != replay.data["terminated"][:24]).any()  # some are cut
+            assert (replay.data["terminated"][t].numpy() <= step["done"]).all()
+        done, over = np.array([step["done"] for step in log]), replay.data["terminated"][:24].numpy()
+        assert over.any() and (over != done).any()  # some are cut
 
 
 @pytest.mark.parametrize("obs", ["pixels", "ram"])
@@ -566,7 +558,7 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
     scalars = script.update(agent, slow, rnd, optimizer, replay, 128 - 16, args)
 
     adam, logged = PlainAdam([p[name] for name in names], lr=1e-3), []
-    assert len(batches) == 4 and not all(batch.valid.all() for _, batch in batches)
+    assert len(batches) == 4 and not all(batch.alive[0].all() for _, batch in batches)
     assert any(batch.over.any() for _, batch in batches)
     for k, ((t, env, n), batch) in enumerate(batches):
         bonus = batch.bonus
@@ -579,7 +571,7 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
         losses = []
         for head in range(H):
             total = 0.0
-            for b in torch.nonzero(batch.valid)[:, 0].tolist():
+            for b in torch.nonzero(batch.alive[0])[:, 0].tolist():
                 own = 0.0
                 for i, j in itertools.product(range(z.shape[1]), range(targets.shape[1])):
                     u = targets[b, j, head] - z[b, i, head, batch.actions[b]]
@@ -589,7 +581,7 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
                     else:
                         own = huber if args.loss == "huber" else u**2
                 total = total + (own / z.shape[1] if args.quantile_mean else own)
-            losses.append(total / batch.valid.sum())
+            losses.append(total / batch.alive[0].sum())
         gradients = torch.autograd.grad(sum(losses), adam.parameters)
         norm = torch.cat([x.flatten() for x in gradients]).norm()
         logged.append([*(x.item() for x in losses), norm.item()])
