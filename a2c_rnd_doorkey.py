@@ -105,7 +105,7 @@ class Args:
 
     # environment
     env_id: str = "DoorKey-8x8"  # any of MiniGrid's; MiniGrid-DoorKey-8x8-v0 means the same
-    backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # auto: envpool, but for MultiRoom gymnasium
+    backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # auto: gymnasium for what EnvPool lacks or gets wrong
     num_envs: int = 32  # parallel environments, N
 
     # A2C
@@ -170,7 +170,7 @@ PRESETS["tuned-16x16"] = PRESETS["tuned"] | {
 
 # ------------------------------------------------------------------------------------------------ Environment
 def to_tensor(views: list[bytes]) -> Tensor:
-    """Views (U, 7, 7, 3) uint8."""
+    """U views as bytes -> (U, 7, 7, 3) uint8."""
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(views)), np.uint8).reshape(-1, 7, 7, 3))
 
 
@@ -187,8 +187,8 @@ class MiniGridEnvs:
     """
 
     def __init__(self, args: Args, seed: int):
-        # EnvPool 1.2.5 puts doors of MultiRoom into corners, where they lead nowhere: 28 % of N2-S4 cannot be
-        # solved. And it does not have all environments.
+        # EnvPool 1.2.5 lacks some environments, and puts doors of MultiRoom into corners, where they lead nowhere:
+        # 28 % of N2-S4 cannot be solved.
         known = args.env_id in envpool.list_all_envs()
         auto = "envpool" if known and "MultiRoom" not in args.env_id else "gymnasium"
         self.backend = auto if args.backend == "auto" else args.backend
@@ -394,7 +394,7 @@ def gae(
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
@@ -487,7 +487,7 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> tuple[Tensor, T
         return torch.zeros_like(rollout.rewards), rollout.rewards.new_zeros(())
     inputs = encode(rollout.views, args.one_hot)  # (U, C, 7, 7)
     if args.obs_norm:
-        # paper: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
+        # reference: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
         # is rewarded, because then the first is whitened by itself
         times = torch.bincount(index[1:][valid], minlength=len(inputs))  # (U,) excluding resets
         rnd.obs_rms.update(inputs, times)
@@ -675,12 +675,6 @@ class EpisodeStats:
         return f"{'solved: ' if self.solved else ''}return {np.mean(self.recent):.3f}, {success}{cells}"
 
 
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
-    values, returns = values[valid], returns[valid]
-    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
-
-
 @torch.no_grad()
 def diagnostics(
     agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor, args: Args
@@ -693,9 +687,11 @@ def diagnostics(
         "charts/unique_views": (rollout.index.max() + 1) / rollout.index.numel(),
     }
     for head, suffix in enumerate(("_int", "_ext")):
-        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
-        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
-        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
+        targets, valid = returns[..., head], rollout.valid
+        errors = targets - rollout.values[:-1, :, head]  # the stream's advantages
+        unexplained = errors[valid].var(correction=0) / targets[valid].var(correction=0)  # NaN: 0 / 0
+        scalars[f"losses/explained_variance{suffix}"] = (1 - unexplained).clamp(min=-1)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean(errors.square(), valid).sqrt()
     return scalars
 
 

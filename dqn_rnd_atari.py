@@ -383,7 +383,7 @@ def scale_bonus(raw: Tensor, return_rms: RunningMoments, args: Args) -> Tensor:
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
@@ -847,8 +847,8 @@ class EpisodeStats:
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
         self.announced = set(self.visited)
-        scalars = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
-        scalars = scalars if self.visited else {}
+        rooms = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
+        scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
         if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended

@@ -169,7 +169,7 @@ class AtariEnvs:
             repeat_action_probability=args.sticky_actions,
             episodic_life=False,
             # paper: no no-op and 3 empty frames at the start, here: 1 no-op and 4 copies of the first frame,
-            # because EnvPool has no less; paper: maximum of two frames in colour, here: in grey, because
+            # because EnvPool has no less; reference: maximum of two frames in colour, here: in grey, because
             # EnvPool does so.
             noop_max=1,
             use_fire_reset=False,
@@ -191,7 +191,7 @@ class AtariEnvs:
         """
         obs, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        # paper: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
+        # reference: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
         # EnvPool shows with it, at a game over mostly that of the step before. The time limit counts as an end
         # for the extrinsic stream, as in the reference.
         self.done = terminated | truncated
@@ -359,12 +359,12 @@ def gae(
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:
-    """x (B,) with mean 0 and std 1 over its valid entries."""
+    """x with mean 0 and std 1 over its valid entries."""
     centred = x - masked_mean(x, valid)
     return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
 
@@ -453,7 +453,7 @@ def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run")
             rnd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs * RANKS
             bar.update(args.num_envs * RANKS)
-    envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
+    envs.stats.load_state_dict(None)  # not counted; reference: all begin anew, here: those under way go on
 
 
 @torch.no_grad()
@@ -572,7 +572,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, rnd, rollout, args, run)
-        run.bar = Progress(args.total_timesteps, step)
+        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not run.stopped():
             collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)
@@ -694,8 +694,8 @@ class EpisodeStats:
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
         self.announced = set(self.visited)
-        scalars = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
-        scalars = scalars if self.visited else {}
+        rooms = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
+        scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
         if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
@@ -705,12 +705,6 @@ class EpisodeStats:
     def __str__(self) -> str:
         rooms = f", rooms {len(self.visited)} (best {self.rooms_best})" if self.visited else ""
         return f"return {np.mean(self.recent):.1f}{rooms}" if self.recent else f"return -{rooms}"
-
-
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
-    values, returns = values[valid], returns[valid]
-    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
 
 @torch.no_grad()
@@ -723,9 +717,11 @@ def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, ret
         "losses/max_logit": agent(rollout.obs[-1])[0].abs().max(),
     }
     for head, suffix in enumerate(("_int", "_ext") if returns.shape[2] == 2 else ("",)):
-        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
-        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
-        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
+        targets, valid = returns[..., head], rollout.valid
+        errors = targets - rollout.values[:-1, :, head]  # the stream's advantages
+        unexplained = errors[valid].var(correction=0) / targets[valid].var(correction=0)  # NaN: 0 / 0
+        scalars[f"losses/explained_variance{suffix}"] = (1 - unexplained).clamp(min=-1)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean(errors.square(), valid).sqrt()
     return scalars
 
 

@@ -9,6 +9,11 @@
 """PPO with Random Network Distillation (RND) on Atari from the console's RAM: for one to four CPU cores.
 
 The same algorithm as ppo_rnd_atari.py, which is the paper's (Burda et al. 2018, arXiv:1810.12894): read that first.
+
+    r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / (256 s)  f: random target, g: predictor, o: the screen that RND sees,
+                                                    s: std of the bonus's discounted sum since the beginning
+    A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
+
 What is different here, so that Montezuma's Revenge can be played on a laptop:
   1. The policy reads the console's 128 bytes of RAM, the last two states as 2,048 bits, into a small network.
      Acting and learning then cost less than the emulator.
@@ -16,20 +21,19 @@ What is different here, so that Montezuma's Revenge can be played on a laptop:
      of 256, the predictor's two more. A trial in which it saw the RAM's bits, counters among them, stood still
      at 400 points.
   3. Advantages are normalised over the rollout. The bonus soon is about as small as the entropy term, because
-     its divisor remembers the untrained predictor. A trial without this, in which RND saw the RAM's bits, was a
-     random agent still after 11 million frames.
+     s remembers the untrained predictor. A trial without this, in which RND saw the RAM's bits, was a random
+     agent still after 11 million frames.
   4. There are 32 minibatches of random steps in place of 4 of whole environments: eight times as many gradient
-     steps on the same samples, which bring the first keys early. With 8 of whole environments, and items 3 and
-     6 done otherwise, two seeds of five lost the key. Which change holds it is not known (docs/results/atari.md).
+     steps on the same samples, which bring the first keys early. With 8 of whole environments, advantages
+     normalised in each minibatch and one clip for policy and predictor together, two seeds of five lost the
+     key. Which change holds it is not known (docs/results/atari.md).
   5. Fewer environments and longer rollouts, 32 x 512 steps in place of 128 x 128, so that the policy changes a
      quarter as often within an episode. What that is worth is not decided.
   6. The norm of the gradient of policy and values is clipped at 0.5. Its median is 0.6; where a room is new,
      the values' errors are hundreds of times the usual ones. What the clip is worth is not known.
-  7. The budget is small, so the learning rate is 2.5e-4 (paper: 1e-4), and the warm-up has 10 rollouts (50).
-     The predictor learns from a quarter of the samples, as at the paper's 128 environments, in more steps.
-
-    r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 256      f: random target, g: predictor, o: the small screen
-    A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO); then item 3
+  7. The budget is small, so the learning rate is 2.5e-4 (paper: 1e-4), and the warm-up has 10 rollouts
+     (reference: 50). The predictor learns from a quarter of the samples, as at the paper's 128 environments,
+     in more steps.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari_ram.py --env-id MontezumaRevenge --bf16 --total-timesteps 8e6
@@ -37,9 +41,9 @@ Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari_ram.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
 What to expect: with --bf16 some 1,500 steps (6,000 frames) a second on one core, 0.7 GB of memory. On
-Montezuma's Revenge the first keys come at 0.3 million steps. All of five seeds that no setting was chosen on
-held the key from 1.3 to 2.8 million steps on, 17 to 35 minutes. At 8 million, an hour and a half, they had
-2,450, 500, 2,033, 710 and 2,380 points.
+Montezuma's Revenge the first keys come at 0.1 to 0.3 million steps, on one of five seeds at 1.2. All of five
+seeds that no setting was chosen on held the key from 1.3 to 2.8 million steps on, 17 to 35 minutes. At 8
+million, an hour and a half, they had 2,450, 500, 2,033, 710 and 2,380 points.
 """
 
 import collections
@@ -153,8 +157,8 @@ class AtariEnvs:
             max_episode_steps=args.max_episode_steps,
             repeat_action_probability=args.sticky_actions,
             episodic_life=False,
-            # paper: no no-op at the start, here: 1, because EnvPool has no less; paper: maximum of two frames in
-            # colour, here: in grey, because EnvPool does so.
+            # paper: no no-op at the start, here: 1, because EnvPool has no less; reference: maximum of two
+            # frames in colour, here: in grey, because EnvPool does so.
             noop_max=1,
             use_fire_reset=False,
             # a pixel is the mean of exactly 10 x 8 of the console's 210 x 160: whole ratios are quick
@@ -182,7 +186,7 @@ class AtariEnvs:
         """
         frames, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        # paper: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
+        # reference: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
         # EnvPool shows with it, at a game over mostly that of the step before. The time limit counts as an end
         # for the extrinsic stream, as in the reference.
         self.done = terminated | truncated
@@ -335,12 +339,12 @@ def gae(
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:
-    """x (B,) with mean 0 and std 1 over its valid entries."""
+    """x with mean 0 and std 1 over its valid entries."""
     centred = x - masked_mean(x, valid)
     return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
 
@@ -426,7 +430,7 @@ def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run")
             rnd.obs_rms.update(rollout.frames[-1], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs
             bar.update(args.num_envs)
-    envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
+    envs.stats.load_state_dict(None)  # not counted; reference: all begin anew, here: those under way go on
 
 
 @torch.no_grad()
@@ -480,7 +484,7 @@ def update(
     """Several passes over the rollout, one Adam step a minibatch for all networks. Returns means to log."""
     T, N, M, B = args.num_steps, args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
     if args.norm_adv:
-        advantages = normalise(advantages.flatten(), rollout.valid.flatten()).view_as(advantages)
+        advantages = normalise(advantages, rollout.valid)
     data = {key: getattr(rollout, key)[:T] for key in ("obs", "actions", "logprobs", "valid", "frames")}
     data |= {"advantages": advantages, "returns": returns}
     data["targets"] = rnd.target(whiten(rollout.frames, rnd.obs_rms))  # with the new statistics (reference)
@@ -534,7 +538,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, rnd, rollout, args, run)
-        run.bar = Progress(args.total_timesteps, step)
+        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not run.signal:
             collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)
@@ -628,8 +632,8 @@ class EpisodeStats:
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
         self.announced = set(self.visited)
-        scalars = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
-        scalars = scalars if self.visited else {}
+        rooms = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
+        scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
         if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
@@ -639,12 +643,6 @@ class EpisodeStats:
     def __str__(self) -> str:
         rooms = f", rooms {len(self.visited)} (best {self.rooms_best})" if self.visited else ""
         return f"return {np.mean(self.recent):.1f}{rooms}" if self.recent else f"return -{rooms}"
-
-
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
-    values, returns = values[valid], returns[valid]
-    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
 
 
 @torch.no_grad()
@@ -657,9 +655,11 @@ def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, ret
         "losses/max_logit": agent(rollout.obs[-1])[0].abs().max(),
     }
     for head, suffix in enumerate(("_int", "_ext") if returns.shape[2] == 2 else ("",)):
-        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
-        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
-        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
+        targets, valid = returns[..., head], rollout.valid
+        errors = targets - rollout.values[:-1, :, head]  # the stream's advantages
+        unexplained = errors[valid].var(correction=0) / targets[valid].var(correction=0)  # NaN: 0 / 0
+        scalars[f"losses/explained_variance{suffix}"] = (1 - unexplained).clamp(min=-1)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean(errors.square(), valid).sqrt()
     return scalars
 
 

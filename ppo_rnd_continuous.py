@@ -477,7 +477,7 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
         return torch.zeros_like(rollout.rewards)
     obs, valid = rollout.obs[1:], rollout.valid
     if args.obs_norm == "running":
-        # paper: 50 rollouts of a random agent first, here: each rollout enters the statistics before it is
+        # reference: 50 rollouts of a random agent first, here: each rollout enters the statistics before it is
         # rewarded, because the first is to be whitened too
         rnd.obs_rms.update(obs.flatten(0, 1), valid.flatten())
     intrinsic = novelty(rnd, whiten(obs, rnd.obs_rms), args)
@@ -558,7 +558,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.obs)
         agent.obs_rms.update(rollout.obs[-1], torch.ones(N, device=device))
         rollout.inputs[-1] = normalise_obs(rollout.obs[-1], agent.obs_rms)
-        run.bar = Progress(args.total_timesteps, step)
+        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
             if args.anneal_lr:  # the agent's; the predictor's stays
                 optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
@@ -674,12 +674,6 @@ class EpisodeStats:
         return f"{'solved: ' if self.solved else ''}return {np.mean(self.recent):.1f}, above 0: {paid:.0%}"
 
 
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
-    values, returns = values[valid], returns[valid]
-    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
-
-
 @torch.no_grad()
 def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor) -> dict[str, Tensor]:
     """What to log beside the means of the update."""
@@ -689,9 +683,11 @@ def diagnostics(agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, ret
         "charts/action_std": agent.log_std.exp().mean(),
     }
     for head, suffix in enumerate(("_int", "_ext") if returns.shape[2] == 2 else ("",)):
-        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
-        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
-        scalars[f"losses/advantage_rms{suffix}"] = (targets - values)[valid].square().mean().sqrt()
+        targets, valid = returns[..., head], rollout.valid
+        errors = targets - rollout.values[:-1, :, head]  # the stream's advantages
+        unexplained = errors[valid].var(correction=0) / targets[valid].var(correction=0)  # NaN: 0 / 0
+        scalars[f"losses/explained_variance{suffix}"] = (1 - unexplained).clamp(min=-1)
+        scalars[f"losses/advantage_rms{suffix}"] = errors[valid].square().mean().sqrt()
     return scalars
 
 

@@ -33,15 +33,16 @@ Both look at the agent's own view. RIDE and NovelD count on the whole grid, whic
 What it is made of (docs/results/minigrid.md has runs with each part changed):
   1. The mask on first visits: RND alone takes several times as long, or does not get there at all. The mask
      alone gets there on KeyCorridor and MultiRoom, but not on DoorKey-16x16 and ObstructedMaze-2Dlh.
-  2. A goal that weighs ten times the bonus, not twice as in the paper. With twice, a run on MultiRoom found
-     the goal and lost it again, perhaps drawn away by what was new elsewhere.
-  3. Advantages as they are. With `--norm-adv` one of three runs did not solve DoorKey-16x16. KeyCorridorS6R3
-     is the other way round: there the bonus falls below the entropy term, and `--norm-adv` finds the goal.
+  2. A goal that weighs ten times the bonus, not twice as in the paper. On MultiRoom-N7-S8 one run with twice
+     took 1.92M steps, five with ten times 0.55M to 0.78M. On KeyCorridorS3R3 it makes no difference.
+  3. Advantages as they are. With `--norm-adv` one of three runs did not solve DoorKey-16x16 in 2M steps.
+     KeyCorridorS6R3 is the other way round: there the bonus falls below the entropy term, and `--norm-adv`
+     finds the goal.
   4. A bonus with a value head of its own, discounted faster, divided by the std of its return, and not ending
      with the episode: a goal costs nothing, because the next episode is full of first visits.
 
 Three commands, to train, to resume and to evaluate:
-    python ppo_rnd_minigrid.py --env-id KeyCorridorS3R3
+    python ppo_rnd_minigrid.py --env-id KeyCorridorS3R3 --solved-score 0.86
     python ppo_rnd_minigrid.py --resume runs/RUN
     python ppo_rnd_minigrid.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
@@ -105,7 +106,7 @@ class Args:
 
     # environment
     env_id: str = "KeyCorridorS3R3"  # MiniGrid-KeyCorridorS3R3-v0 means the same
-    backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # auto: envpool, but for MultiRoom gymnasium
+    backend: Literal["auto", "envpool", "gymnasium"] = "auto"  # auto: gymnasium for what EnvPool lacks or gets wrong
     num_envs: int = 64  # parallel environments, N (paper: 128)
     policy_obs: Literal["planes", "codes"] = "planes"  # what the policy sees: planes of 0 and 1, or the codes
 
@@ -131,29 +132,26 @@ class Args:
     int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO without the bonus
     ext_coef: float = 10.0  # weight of the extrinsic advantage (paper: 2); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (paper: 0.99)
-    int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; others: yes)
+    int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no; RIDE, NovelD: yes)
     single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (paper: no)
     int_norm: bool = True  # divide the bonus by the running std of its discounted return (paper: yes)
     int_clip: float | None = None  # clip the bonus, normalised or not, at this (reference: no)
     update_proportion: float = 1.0  # share of samples the predictor learns from (paper: 32 / num_envs)
     rnd_obs: Literal["codes", "planes"] = "codes"  # what RND sees
-    obs_norm: Literal["running", "frozen", "none"] = "running"  # frozen: whitened as a random agent's views
+    obs_norm: Literal["running", "frozen", "none"] = "running"  # frozen: those of a random agent's views
     frozen_obs_norm_steps: int = 1500  # environment steps of that agent
 
 
 # ------------------------------------------------------------------------------------------------ Environment
 
 for rooms, size in ((7, 8), (10, 10)):  # MultiRoom of the literature, which no package registers
-    gym.registry.pop(f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0", None)  # of an import before this one
-    gym.register(
-        f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0",
-        "minigrid.envs:MultiRoomEnv",
-        kwargs={"minNumRooms": rooms, "maxNumRooms": rooms, "maxRoomSize": size, "max_steps": 20 * rooms},
-    )
+    gym.registry.pop(env_id := f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0", None)  # of an import before this one
+    kwargs = {"minNumRooms": rooms, "maxNumRooms": rooms, "maxRoomSize": size}
+    gym.register(env_id, "minigrid.envs:MultiRoomEnv", kwargs=kwargs)
 
 
 def to_tensor(views: list[bytes]) -> Tensor:
-    """Views (U, 7, 7, 3) uint8."""
+    """U views as bytes -> (U, 7, 7, 3) uint8."""
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(views)), np.uint8).reshape(-1, 7, 7, 3))
 
 
@@ -170,8 +168,8 @@ class MiniGridEnvs:
     """
 
     def __init__(self, args: Args, seed: int):
-        # EnvPool 1.2.5 puts doors of MultiRoom into corners, where they lead nowhere: 28 % of N2-S4 cannot be
-        # solved. And it does not have all environments.
+        # EnvPool 1.2.5 lacks some environments, and puts doors of MultiRoom into corners, where they lead nowhere:
+        # 28 % of N2-S4 cannot be solved.
         known = args.env_id in envpool.list_all_envs()
         auto = "envpool" if known and "MultiRoom" not in args.env_id else "gymnasium"
         self.backend = auto if args.backend == "auto" else args.backend
@@ -229,8 +227,8 @@ class MiniGridEnvs:
 
 # --------------------------------------------------------------------------------------------------- Networks
 
-NUM_CODES = (11, 6, 4)  # how many codes there are for object, colour and state
-NUM_INPUTS = {"codes": 49 * len(NUM_CODES), "planes": 49 * sum(NUM_CODES)}  # D
+NUM_CODES = (11, 6, 4)  # codes of object, colour and state (open, closed, locked; the fourth never comes)
+NUM_INPUTS = {"codes": 49 * len(NUM_CODES), "planes": 49 * sum(NUM_CODES)}  # D, the number of inputs of a network
 
 
 def encode(views: Tensor, obs: str) -> Tensor:
@@ -297,7 +295,7 @@ class CountTable:
         self.counts: collections.Counter[bytes] = collections.Counter()
 
     def add(self, rollout: "Rollout") -> Tensor:
-        """Takes in what valid steps led to. Returns how often it has been seen by then (T, N), at least 1."""
+        """Counts the views that valid steps led to. Returns how often each was seen by then (T, N), at least 1."""
         views, counts = [view.tobytes() for view in rollout.views.cpu().numpy()], []
         for index, valid in zip(rollout.index[1:].tolist(), rollout.valid.tolist(), strict=True):  # (N,)
             for i, ok in zip(index, valid, strict=True):
@@ -348,9 +346,9 @@ def rnd_inputs(rnd: RND, views: Tensor, args: Args) -> Tensor:
 
 
 def lifelong_bonus(novelty: str, errors: Tensor, counts: Tensor) -> Tensor:
-    """How new what a step led to is, over the whole run (T, N).
+    """How new the view is that each step led to, over the whole run (T, N).
 
-    Args: errors (T+1, N), the predictor's before and after each step; counts (T, N), how often it has been
+    Args: errors (T+1, N), the predictor's before and after each step; counts (T, N), how often the view has been
     seen, this time included.
     """
     if novelty == "rnd":
@@ -361,7 +359,7 @@ def lifelong_bonus(novelty: str, errors: Tensor, counts: Tensor) -> Tensor:
 
 
 def episodic_term(episodic_bonus: str, visits: Tensor) -> Tensor:
-    """How new it is in its episode (T, N), from how often it was seen there, this time included (T, N)."""
+    """How new a view is in its episode (T, N), from how often it was seen there, this time included (T, N)."""
     if episodic_bonus == "first-visit":
         return (visits == 1).float()
     visits = visits.float()
@@ -408,19 +406,14 @@ def gae(
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
 def normalise(x: Tensor, valid: Tensor) -> Tensor:
-    """x (B,) with mean 0 and std 1 over its valid entries."""
+    """x with mean 0 and std 1 over its valid entries."""
     centred = x - masked_mean(x, valid)
     return centred / (masked_mean(centred.square(), valid).sqrt() + 1e-8)
-
-
-def predictor_subset(valid: Tensor, size: int) -> Tensor:
-    """Indices (size,) of a random subset of the entries with valid (B,) True; others only for want of these."""
-    return (torch.rand(len(valid), device=valid.device) + ~valid).argsort()[:size]
 
 
 def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
@@ -542,7 +535,7 @@ def intrinsic_rewards(rnd: RND, table: CountTable, rollout: Rollout, args: Args)
     errors = torch.zeros(len(rollout.views), device=rollout.index.device)  # (U,)
     if has_predictor(args):
         if args.obs_norm == "running":
-            # paper: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
+            # reference: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
             # is rewarded, because then even the first is whitened
             times = torch.bincount(rollout.index[1:][rollout.valid], minlength=len(errors))  # without resets
             rnd.obs_rms.update(encode(rollout.views, args.rnd_obs), times)
@@ -581,7 +574,7 @@ def update(
     agent: Agent, rnd: RND, optimizer: Adam, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
     """Several passes over the rollout, one Adam step a minibatch for policy, values and predictor. Returns means."""
-    N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
+    N, M = args.num_envs, args.num_minibatches
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("index", "actions", "logprobs", "valid")}
     data |= {"next_index": rollout.index[1:], "advantages": advantages, "returns": returns}  # (T, N, ...)
     seen_by_policy = encode(rollout.views, args.policy_obs)  # (U, D)
@@ -595,17 +588,17 @@ def update(
             batch = {key: x[:, chosen].flatten(0, 1) for key, x in data.items()}  # (B/M, ...)
             optimizer.zero_grad()
             if has_predictor(args):
-                kept = predictor_subset(batch["valid"], max(1, round(args.update_proportion * B / M)))
-                learned, times = batch["next_index"][kept][batch["valid"][kept]].unique(return_counts=True)
+                kept = batch["valid"] & (torch.rand_like(batch["logprobs"]) < args.update_proportion)
+                learned, times = batch["next_index"][kept].unique(return_counts=True)
                 errors = (rnd.predictor(seen_by_rnd[learned]) - targets[learned]).square().mean(1)
                 predictor_loss = (errors * times).sum() / times.sum().clamp(min=1)
                 predictor_loss.backward()
                 totals["losses/predictor_loss"] += predictor_loss.detach()
             if args.norm_adv:
                 batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-            acted_on, position = batch["index"].unique(return_inverse=True)
+            acted_on, row = batch["index"].unique(return_inverse=True)
             logits, values = agent(seen_by_policy[acted_on])
-            loss, metrics = ppo_loss(logits[position], values[position], batch, args)
+            loss, metrics = ppo_loss(logits[row], values[row], batch, args)
             loss.backward()
             for key, value in metrics.items():
                 totals[f"losses/{key}"] += value.detach()
@@ -633,7 +626,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         envs.reset()
         if args.obs_norm == "frozen" and has_predictor(args) and not saved:
             warm_up(envs, rnd, args, run)
-        run.bar = Progress(args.total_timesteps, step)
+        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
             collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, table, rollout, args)
@@ -740,12 +733,6 @@ class EpisodeStats:
         return f"{'solved: ' if self.solved else ''}return {np.mean(self.recent):.3f}, {success}{cells}"
 
 
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
-    values, returns = values[valid], returns[valid]
-    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
-
-
 @torch.no_grad()
 def diagnostics(
     agent: Agent, rnd: RND, rollout: Rollout, intrinsic: Tensor, returns: Tensor, args: Args
@@ -758,9 +745,11 @@ def diagnostics(
         "charts/unique_views": (rollout.index.max() + 1) / rollout.index.numel(),
     }
     for head, suffix in enumerate(("_int", "_ext") if returns.shape[2] == 2 else ("",)):
-        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
-        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
-        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
+        targets, valid = returns[..., head], rollout.valid
+        errors = targets - rollout.values[:-1, :, head]  # the stream's advantages
+        unexplained = errors[valid].var(correction=0) / targets[valid].var(correction=0)  # NaN: 0 / 0
+        scalars[f"losses/explained_variance{suffix}"] = (1 - unexplained).clamp(min=-1)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean(errors.square(), valid).sqrt()
     return scalars
 
 

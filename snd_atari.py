@@ -448,7 +448,7 @@ def gae(
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x (B,) over the entries with valid (B,) True; 0 if there is none."""
+    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
     return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
@@ -661,7 +661,7 @@ def warm_up(envs: AtariEnvs, snd: SND, rollout: Rollout, args: Args, run: "Run")
             snd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs
             bar.update(args.num_envs)
-    envs.stats.load_state_dict(None)  # not counted; reference: all episodes begin anew, here: they go on
+    envs.stats.load_state_dict(None)  # not counted; reference: all begin anew, here: those under way go on
 
 
 @torch.no_grad()
@@ -798,7 +798,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, snd, rollout, args, run)
-        run.bar = Progress(args.total_timesteps, step)
+        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not run.signal:
             collect(envs, agent, rollout, args)
             bonus = intrinsic_rewards(snd, rollout, args)
@@ -899,8 +899,8 @@ class EpisodeStats:
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
         self.announced = set(self.visited)
-        scalars = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
-        scalars = scalars if self.visited else {}
+        rooms = {"rnd/rooms_visited": len(self.visited), "rnd/rooms_best_episode": self.rooms_best}
+        scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
         if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
@@ -933,12 +933,6 @@ class Pictures:
         self.steps += 1
 
 
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) of valid entries (T, N), at least -1. NaN if none varies."""
-    values, returns = values[valid], returns[valid]
-    return (1 - (returns - values).var(correction=0) / returns.var(correction=0)).clamp(min=-1)
-
-
 @torch.no_grad()
 def diagnostics(
     agent: Agent, snd: SND, rollout: Rollout, bonus: dict[str, Tensor], returns: Tensor, args: Args
@@ -949,9 +943,11 @@ def diagnostics(
     if args.int_norm:
         scalars["rnd/intrinsic_return_std"] = snd.return_rms.var.sqrt().float()
     for head, suffix in enumerate(stream_coefs(args)):
-        values, targets, valid = rollout.values[:-1, :, head], returns[..., head], rollout.valid
-        scalars[f"losses/explained_variance{suffix}"] = explained_variance(values, targets, valid)
-        scalars[f"losses/advantage_rms{suffix}"] = masked_mean((targets - values).square(), valid).sqrt()
+        targets, valid = returns[..., head], rollout.valid
+        errors = targets - rollout.values[:-1, :, head]  # the stream's advantages
+        unexplained = errors[valid].var(correction=0) / targets[valid].var(correction=0)  # NaN: 0 / 0
+        scalars[f"losses/explained_variance{suffix}"] = (1 - unexplained).clamp(min=-1)
+        scalars[f"losses/advantage_rms{suffix}"] = masked_mean(errors.square(), valid).sqrt()
     return scalars
 
 

@@ -22,7 +22,7 @@ TITLES = [
     *("Evaluation", "Entry point"),
 ]
 SAME = [
-    *("Console", "MiniGridEnvs", "UserError", "explained_variance", "forward", "gae", "init_layer"),
+    *("Console", "MiniGridEnvs", "UserError", "forward", "gae", "init_layer"),
     *("load_checkpoint", "masked_mean", "normalise", "predictor_subset", "reading", "reward_filter", "to_tensor"),
 ]
 SAME_WITHOUT_RANKS = ["Progress", "RunningMoments", "main"]

@@ -229,23 +229,22 @@ def test_small_statistics():
     assert script.masked_mean(x, valid) == 3
     assert script.masked_mean(x, torch.zeros(4, dtype=torch.bool)) == 0
     np.testing.assert_allclose(script.normalise(x, valid)[:3], (x[:3] - 3) / np.std([1, 2, 6]), rtol=1e-6)
-    returns = torch.tensor([[0.0, 1.0, 2.0, 50.0]])
-    values = torch.tensor([[0.5, 1.0, 1.5, -9.0]])
-    expected = 1 - np.var([-0.5, 0, 0.5]) / np.var([0, 1, 2])
-    np.testing.assert_allclose(script.explained_variance(values, returns, valid[None]), expected, rtol=1e-6)
-    assert script.explained_variance(9 * values, returns, valid[None]) == -1
 
 
-def test_how_loud_each_stream_is():
-    """The root mean square of its advantages, without the reset steps."""
+def test_how_loud_each_stream_is_and_how_well_known():
+    """The root mean square of its advantages, the share of the returns' variance that the values have; no resets."""
     torch.manual_seed(0)
     values, returns, valid = torch.randn(6, 3, 2), torch.randn(5, 3, 2), torch.rand(5, 3) < 0.7
+    values[:-1, :, 0] = returns[..., 0] + 0.5 * values[:-1, :, 0]  # the other head knows nothing
     rollout = SimpleNamespace(values=values, valid=valid, dones=valid, obs=torch.zeros(6, 3))
     rnd = SimpleNamespace(return_rms=SimpleNamespace(var=torch.ones(())))
     found = script.diagnostics(lambda obs: (obs, None), rnd, rollout, torch.zeros(5, 3), returns)
     for head, suffix in enumerate(("_int", "_ext")):
         of = [(returns[t, n, head] - values[t, n, head]).item() for t in range(5) for n in range(3) if valid[t, n]]
         assert np.isclose(found[f"losses/advantage_rms{suffix}"], np.mean(np.square(of)) ** 0.5)
+        share = 1 - np.var(of) / np.var(returns[..., head][valid].numpy())
+        assert np.isclose(found[f"losses/explained_variance{suffix}"], max(share, -1), rtol=1e-5)
+    assert found["losses/explained_variance_int"] > 0 and found["losses/explained_variance_ext"] == -1
 
 
 # --------------------------------------------------------------------------------------------------- Networks

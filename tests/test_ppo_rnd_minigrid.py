@@ -416,20 +416,20 @@ def test_a_rollout_holds_what_happened():
 
 @pytest.fixture
 def draws(monkeypatch):
-    """What training drew at random in its updates: the environments of each minibatch, the predictor's subsets."""
-    seen = {"envs": [], "kept": []}
-    randperm, subset = torch.randperm, script.predictor_subset
+    """What training drew at random in its updates: the environments of each minibatch, a number for each sample."""
+    seen = {"envs": [], "numbers": []}
+    randperm, rand_like = torch.randperm, torch.rand_like
 
     def spy_randperm(*args, **kwargs):
         seen["envs"].append(randperm(*args, **kwargs))
         return seen["envs"][-1]
 
-    def spy_subset(*args):
-        seen["kept"].append(subset(*args))
-        return seen["kept"][-1]
+    def spy_rand_like(x):
+        seen["numbers"].append(rand_like(x))
+        return seen["numbers"][-1]
 
     monkeypatch.setattr(torch, "randperm", spy_randperm)
-    monkeypatch.setattr(script, "predictor_subset", spy_subset)
+    monkeypatch.setattr(torch, "rand_like", spy_rand_like)
     return seen
 
 
@@ -440,7 +440,7 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
     agent, rnd = (script.Agent(7, H, SIZES[args.policy_obs]), script.RND(N, SIZES[args.rnd_obs], CPU))
     optimiser, predictor_optimiser = (PlainAdam(x.parameters(), args.learning_rate) for x in (agent, rnd.predictor))
     seen_by_rnd, filtered, every_filtered, table = [], np.zeros(N), [], collections.Counter()
-    skip, offset, subsets, permutations = 0, 0, iter(draws["kept"]), iter(draws["envs"])
+    skip, offset, numbers, permutations = 0, 0, iter(draws["numbers"]), iter(draws["envs"])
     if args.obs_norm == "frozen" and args.int_coef and args.novelty in ("rnd", "noveld"):
         while skip < args.frozen_obs_norm_steps:  # these steps were a random agent's
             valid = envs.steps[offset][5]
@@ -554,9 +554,8 @@ def transcription(args: script.Args, envs: FakeEnvs, draws: dict, rollouts: int)
                     predicted = rnd.predictor(y).unflatten(0, (T + 1, N))
                     with torch.no_grad():
                         targets = rnd.target(y).unflatten(0, (T + 1, N))
-                    kept = [samples[k] for k in next(subsets)]
-                    kept = [(t, n) for t, n in kept if valid[t, n]]
-                    assert len(kept) == min(len(good), round(args.update_proportion * len(samples)))
+                    shares = dict(zip(samples, next(numbers).tolist(), strict=True))  # uniform in [0, 1)
+                    kept = [place for place in good if shares[place] < args.update_proportion]
                     loss = sum((predicted[t + 1, n] - targets[t + 1, n]).square().mean() for t, n in kept) / len(kept)
                     predictor_gradients = torch.autograd.grad(loss, [*rnd.predictor.parameters()])
                     predictor_optimiser.step(predictor_gradients)

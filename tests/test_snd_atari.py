@@ -61,7 +61,7 @@ def same_with_gradients(ours: torch.Tensor, theirs: torch.Tensor, inputs: list[t
 
 
 SAME = "UserError resolve_env_id init_layer RunningMoments reward_filter gae masked_mean forward EpisodeStats"
-SAME += " explained_variance Console Progress reading load_checkpoint main"
+SAME += " Console Progress reading load_checkpoint main"
 ALIKE = {"ppo_loss": 3, "warm_up": 4, "Run": 8, "evaluate": 1, "restore": 4}  # lines that are not those of the other
 
 
