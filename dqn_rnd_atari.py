@@ -747,7 +747,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     learner["stats"] = envs.stats
     with contextlib.closing(Run(args, learner, replay, path, saved)) as run:
         replay.begin(*envs.reset())
-        run.bar = Progress(args.total_timesteps, step)
+        run.bar = run.stack.enter_context(Progress(args.total_timesteps, step))
         while step + per_iteration <= args.total_timesteps and not run.signal:
             scalars = collect(envs, agent, rnd, replay, step, args)
             scalars |= update(agent, target_agent, rnd, optimizer, replay, step, args)
@@ -914,8 +914,6 @@ class Run:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
-        self.bar = tqdm(disable=True)
-        self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
         self.started = self.logged = self.saved = time.monotonic()
         self.logged_step = self.step

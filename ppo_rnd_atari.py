@@ -110,7 +110,7 @@ class Args:
     # PPO
     total_timesteps: float = 491_520_000  # environment steps, 4 frames each (table 5: 30,000 rollouts)
     num_steps: int = 128  # steps of each environment in a rollout, T (table 5)
-    num_minibatches: int = 4  # minibatches in an epoch, a divisor of N, or of T * N (table 5)
+    num_minibatches: int = 4  # minibatches in an epoch, a divisor of N; with --shuffle of T * N (table 5)
     shuffle: bool = False  # minibatches of random steps, not of whole environments (reference: no)
     update_epochs: int = 4  # passes over a rollout (table 5)
     learning_rate: float = 1e-4  # Adam's step size (table 5)
@@ -119,7 +119,7 @@ class Args:
     clip_coef: float = 0.1  # PPO's clip range (table 5)
     ent_coef: float = 0.001  # weight of the entropy bonus (table 5)
     vf_coef: float = 1.0  # weight of the value losses, 0.5 * squared error for each head (reference)
-    norm_adv: bool = False  # normalise the advantages of a rollout, of each rank's (reference: no)
+    norm_adv: bool = False  # normalise the advantages of a rollout; each rank its own (reference: no)
     max_grad_norm: float | None = None  # clip the norm of the gradient of policy and values (reference: no)
 
     # RND
@@ -127,7 +127,7 @@ class Args:
     ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (table 5)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
-    single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
+    single_head: bool = False  # one value, episodic, for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)
     update_proportion: float | None = None  # share of samples the predictor learns from (A.4: 32 / num_envs)
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as after the warm-up
@@ -136,7 +136,7 @@ class Args:
 
 PRESETS = {  # what each differs in from the defaults
     "paper": {},
-    # The settings of ppo_rnd_atari_ram.py, which holds the key with them: fewer frames, each learned from more.
+    # The settings of ppo_rnd_atari_ram.py: fewer frames, 128 gradient steps a rollout in place of 16.
     "small": {
         **{"total_timesteps": 3_500_000, "num_envs": 32, "num_steps": 512, "warmup_rollouts": 10, "norm_adv": True},
         **{"num_minibatches": 32, "shuffle": True, "learning_rate": 2.5e-4, "max_grad_norm": 0.5},
@@ -322,8 +322,8 @@ def novelty(rnd: RND, frames: Tensor) -> Tensor:
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
-    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
+    valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -534,7 +534,7 @@ def update(
             predictor_loss = masked_mean(errors, batch["valid"][kept])
             predictor_loss.backward()
 
-            # samples that are no resets, mean over the ranks
+            # a piece counts by its samples that are no resets; averaged over ranks, all samples count alike
             num_valid = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
                 piece = {key: x[start : start + piece_size] for key, x in batch.items()}
@@ -572,7 +572,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, rnd, rollout, args, run)
-        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
+        run.bar, run.logged = run.stack.enter_context(Progress(args.total_timesteps, step)), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not run.stopped():
             collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)
@@ -779,8 +779,6 @@ class Run:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
-        self.bar = tqdm(disable=True)
-        self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
         self.started = self.logged = self.saved = time.monotonic()
 

@@ -110,7 +110,7 @@ class Args:
     # PPO
     total_timesteps: float = 25_000_000  # environment steps, 4 frames each
     num_steps: int = 512  # steps of each environment in a rollout, T (table 5: 128)
-    num_minibatches: int = 32  # minibatches in an epoch, a divisor of T * N, or of N (table 5: 4)
+    num_minibatches: int = 32  # minibatches in an epoch, a divisor of T * N; with --no-shuffle of N (table 5: 4)
     shuffle: bool = True  # minibatches of random steps, not of whole environments (reference: no)
     update_epochs: int = 4  # passes over a rollout (table 5)
     learning_rate: float = 2.5e-4  # Adam's step size (table 5: 1e-4)
@@ -127,7 +127,7 @@ class Args:
     ext_coef: float = 2.0  # weight of the extrinsic advantage (table 5); 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream and of its filter (table 5)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
-    single_head: bool = False  # one episodic value for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
+    single_head: bool = False  # one value, episodic, for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)
     update_proportion: float | None = 0.25  # share of samples the predictor learns from (A.4); None: 32 / N
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as after the warm-up
@@ -302,8 +302,8 @@ def novelty(rnd: RND, frames: Tensor) -> Tensor:
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
-    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
+    valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -538,7 +538,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, rnd, rollout, args, run)
-        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
+        run.bar, run.logged = run.stack.enter_context(Progress(args.total_timesteps, step)), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not run.signal:
             collect(envs, agent, rollout, args)
             intrinsic = intrinsic_rewards(rnd, rollout, args)
@@ -716,8 +716,6 @@ class Run:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
-        self.bar = tqdm(disable=True)
-        self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
         self.started = self.logged = self.saved = time.monotonic()
 

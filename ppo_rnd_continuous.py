@@ -337,8 +337,8 @@ def novelty(rnd: RND, seen: Tensor, args: Args) -> Tensor:
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
-    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
+    valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -558,7 +558,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.obs)
         agent.obs_rms.update(rollout.obs[-1], torch.ones(N, device=device))
         rollout.inputs[-1] = normalise_obs(rollout.obs[-1], agent.obs_rms)
-        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
+        run.bar, run.logged = run.stack.enter_context(Progress(args.total_timesteps, step)), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
             if args.anneal_lr:  # the agent's; the predictor's stays
                 optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_timesteps)
@@ -744,8 +744,6 @@ class Run:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
-        self.bar = tqdm(disable=True)
-        self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
         self.started = self.logged = self.saved = time.monotonic()
 

@@ -15,9 +15,9 @@ code" is its first author's, Iskandor/SND; "reference" is the code of RND's auth
 has the departures.
 What is the same in ppo_rnd_atari.py is the same text here.
 
-RND's target is random: its features hardly tell two places in one room apart, and the bonus shrinks as the
-predictor learns them. SND's target learns, without any reward or label, to tell frames apart, which is to keep
-the predictor wrong where there is something to be told:
+RND's target is random, and the bonus shrinks as the predictor learns it. SND's target learns too, without reward
+or label: to give different frames different features. That is to leave the predictor something to learn, within
+one room as well:
 
     L_target = mean (l - |f(a) - f(b)|^2 / 512)^2   l = 0: a, b are one frame, each augmented; 1: two frames
     r_int(t) = clip(int_scale * |g(o(t)) - f(o(t))|^2 / 512, 0, 1)
@@ -27,7 +27,8 @@ What is different from RND, and why:
   1. The target's loss, `--target-loss`: contrastive (above), vicreg (variance, invariance, covariance), stdim
      (which frame came before this one, from global and local features), or none: the target stays random
      and everything else as it is, which is the control.
-  2. The bonus is scaled by hand and clipped at 1, not divided by its std. Both streams end with the episode.
+  2. The bonus is scaled by hand and clipped at 1, not divided by the std of its return. Both streams end with
+     the episode.
   3. The predictor learns from a quarter of the elements of a batch's features, not from a quarter of frames.
   4. Three optimisers that step in turn. Only the policy's gradient is clipped, by its own norm.
 
@@ -143,13 +144,13 @@ class Args:
     target_batch: int = 64  # pairs in an update of the target
     mag_limit: float | None = None  # add to the target's loss what the features' magnitude has above this
     rnd_net: Literal["A", "B", "ST"] = "B"  # layers of target and predictor
-    target_gain: float = 2**0.5  # gain of the target's first weights
-    predictor_gain: float = 2**0.5  # gain of the predictor's first weights
+    target_gain: float = 2**0.5  # gain of the target's initial weights
+    predictor_gain: float = 2**0.5  # gain of the predictor's initial weights
     rnd_epochs: int = 4  # in how many of the --update-epochs target and predictor learn (paper: 1)
     update_proportion: float | None = None  # share the predictor learns from; None: 32 / num_envs, at most 1
     predictor_mask: Literal["element", "sample"] = "element"  # of the features, or of the frames (RND)
     obs_norm: Literal["none", "mean", "meanstd"] = "meanstd"  # mean: x - mean; meanstd: (x - mean) / std, clip 1
-    warmup_rollouts: int = 2  # rollouts of a random agent, which start the statistics of the frames if there are any
+    warmup_rollouts: int = 2  # rollouts of a random agent before training; they start the frames' statistics
 
 
 PAPER = {  # what SND-VIC and SND-STD share: the paper's own code
@@ -411,8 +412,8 @@ def episodic_spread(seen: Tensor, starts: Tensor, memory: Tensor, position: Tens
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
 
-    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A reset step leaves it
-    as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
+    It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
+    valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
     """
     filtered = []
     for reward, ok in zip(rewards, valid, strict=True):  # (N,), (N,)
@@ -601,10 +602,8 @@ def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Arg
     policy_loss = masked_mean(-torch.minimum(advantages * ratio, advantages * clipped_ratio), valid)
     entropy = masked_mean(-(all_logprobs.exp() * all_logprobs).sum(1), valid)
 
-    value_losses = {}
-    for error, (stream, coef) in zip(
-        (values - batch["returns"]).square().unbind(1), stream_coefs(args).items(), strict=True
-    ):
+    value_losses, coefs = {}, stream_coefs(args)
+    for error, (stream, coef) in zip((values - batch["returns"]).square().unbind(1), coefs.items(), strict=True):
         # a stream that is turned off does not shape the features either
         value_losses[f"value_loss{stream}"] = 0.5 * masked_mean(error, valid) * (coef > 0)
     value_loss = sum(value_losses.values())
@@ -743,7 +742,7 @@ def update_target(snd: SND, optimizer: Adam, newest: Tensor, experience: Tensor,
 def update(
     agent: Agent, snd: SND, optimizers: dict, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """Draws minibatches from the rollout. On each, target, predictor and policy learn in turn. Returns means."""
+    """Draws minibatches from the rollout. On each, policy, target and predictor learn in turn. Returns means."""
     N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("obs", "actions", "logprobs", "valid")}
     data |= {"advantages": advantages, "returns": returns}
@@ -756,8 +755,8 @@ def update(
         # drawn with replacement, as in the author's code
         drawn = experience[torch.randint(len(experience), (B // M,), device=newest.device)]
         batch = {key: x.index_select(0, drawn) for key, x in data.items()}  # (B/M, ...); x[drawn] is slower
-        metrics: dict[str, Tensor] = {}
-
+        loss, metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
+        metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm or math.inf)  # inf: for the log
         if k < args.rnd_epochs * M:
             if args.target_loss != "none":
                 metrics |= update_target(snd, optimizers["target"], newest, experience, args)
@@ -767,10 +766,6 @@ def update(
             predicted = forward(snd.predictor, inputs, args).float()
             metrics["predictor_loss"] = predictor_loss(predicted, targets, share, args.predictor_mask)
             descend(metrics["predictor_loss"], optimizers["predictor"])
-
-        loss, policy_metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
-        metrics |= policy_metrics
-        metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm or math.inf)  # inf: for the log
         for key, value in metrics.items():
             logged[f"losses/{key}"].append(value.detach())
     return {key: sum(values) / len(values) for key, values in logged.items()}
@@ -798,7 +793,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         rollout.obs[-1] = torch.from_numpy(envs.reset())
         if not saved:
             warm_up(envs, snd, rollout, args, run)
-        run.bar, run.logged = Progress(args.total_timesteps, step), time.monotonic()
+        run.bar, run.logged = run.stack.enter_context(Progress(args.total_timesteps, step)), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not run.signal:
             collect(envs, agent, rollout, args)
             bonus = intrinsic_rewards(snd, rollout, args)
@@ -826,7 +821,7 @@ def check_args(args: Args) -> None:
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
         ("num_steps entropy_memory", lambda x: 2 <= x < 2**31, "at least 2 and below 2^31"),
         ("seed warmup_rollouts checkpoint_interval", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
-        (f"checkpoint_interval {weights}", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
+        (weights, lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda sticky_actions noise_prob", lambda x: 0 <= x <= 1, "in [0, 1]"),
         (f"learning_rate clip_coef {gains}", lambda x: 0 < x < math.inf, "a positive number"),
         ("max_grad_norm int_clip mag_limit", lambda x: 0 < x < math.inf, "a positive number"),
@@ -913,7 +908,7 @@ class EpisodeStats:
 
 
 class Pictures:
-    """The author's count of rooms, for --rooms image: pictures that differ, of environment 0."""
+    """The author's count of rooms, for --rooms image: pictures that differ, of environment 0, the warm-up's too."""
 
     def __init__(self, on: bool):
         self.on, self.steps, self.known = on, 0, []  # known: at most 100 frames (96, 96) uint8
@@ -1004,8 +999,6 @@ class Run:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 with contextlib.suppress(ValueError):  # in a thread, which gets no signals
                     self.stack.callback(signal.signal, number, signal.signal(number, self.receive))
-        self.bar = tqdm(disable=True)
-        self.stack.callback(lambda: self.bar.close())
         self.close = self.stack.close  # puts everything back as it was before the run
         self.started = self.logged = self.saved = time.monotonic()
 

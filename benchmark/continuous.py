@@ -133,19 +133,22 @@ def print_table(runs: list[dict]) -> None:
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against steps, a panel for each task: each seed where rewards are sparse, else mean and 95 % interval."""
-    tasks = [task for task in (*DENSE, *SPARSE) if any(r["row"].startswith(f"{task},") for r in runs)]
+    there = {r["row"] for r in runs}
+    tasks = [(task, "") for task in (*DENSE, *SPARSE)] + [(task, ", as Burda et al.") for task in AS_BURDA]
+    tasks = [(task, how) for task, how in tasks if there & {f"{task}, {variant}{how}" for variant in VARIANTS}]
     rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
     figure, panels = plt.subplots(
         rows, columns, figsize=(3.1 * columns, 2.7 * rows), squeeze=False, layout="constrained"
     )
     for panel in panels.flat[len(tasks) :]:
         panel.set_visible(False)
-    for panel, task in zip(panels.flat, tasks, strict=False):
+    for panel, (task, how) in zip(panels.flat, tasks, strict=False):
         for variant, color in zip(VARIANTS, ("C1", "C0"), strict=True):  # blue: with the bonus, as in other figures
-            curves = curves_of(runs, f"{task}, {variant}", 1e6)
+            curves = curves_of(runs, f"{task}, {variant}{how}", 1e6)
             label = f"{variant} ({number_of(len(curves), 'seed')})"
             draw_curves(panel, curves, color, label, task in SPARSE, "--" if variant == "PPO" else "-")
-        panel.set(title=task, xlabel="million steps")
+        panel.set(xlabel="million steps")
+        panel.set_title(f"{task}{how}".replace(", ", "\n"), fontsize=10)
         panel.set_xlim(left=0)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=7)

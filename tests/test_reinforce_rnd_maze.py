@@ -705,18 +705,17 @@ def test_two_runs_in_one_second_and_main_in_a_notebook(tmp_path, monkeypatch):
     assert before == (signal.getsignal(signal.SIGINT), torch.get_num_threads(), sys.stdout)
 
 
-def test_a_disk_that_is_full(finished, tmp_path, monkeypatch):
-    """A write that fails leaves the old file, and nothing beside it."""
-    path = tmp_path / "latest.pt"
-    path.write_bytes(b"old")
+def test_a_disk_that_is_full(capsys, tmp_path, monkeypatch):
+    """A line and no half file."""
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(script.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        script.write(path, io.BytesIO(b"new"))
-    assert [p.name for p in tmp_path.iterdir()] == ["latest.pt"] and path.read_bytes() == b"old"
+    flags = ["--total-episodes", "4", "--max-episode-steps", "5", "--runs-dir", str(tmp_path)]
+    status, _, error = call(capsys, *flags)
+    assert status == 1 and "No space left on device" in error and "Traceback" not in error
+    assert not [*tmp_path.rglob("latest.pt*")] and [*tmp_path.rglob("events*")]
 
 
 def test_help_names_every_flag(capsys):
