@@ -25,9 +25,9 @@ SCRIPT = ROOT / "a2c_rnd_doorkey.py"
 NO_BONUS, TUNED, TUNED_16 = "--int-coef 0", "--preset tuned", "--preset tuned-16x16"
 ROWS = {  # name -> (flags, how many seeds)
     "5x5 notebook, RND": ("--env-id DoorKey-5x5 --total-timesteps 2e6", 5),
-    "5x5 notebook, A2C": (f"--env-id DoorKey-5x5 --total-timesteps 2e6 {NO_BONUS}", 5),
+    "5x5 notebook, A2C": (f"--env-id DoorKey-5x5 --total-timesteps 2e6 {NO_BONUS} --ext-coef 1", 5),
     "8x8 notebook, RND": ("--env-id DoorKey-8x8 --total-timesteps 6e6", 5),
-    "8x8 notebook, A2C": (f"--env-id DoorKey-8x8 --total-timesteps 6e6 {NO_BONUS}", 5),
+    "8x8 notebook, A2C": (f"--env-id DoorKey-8x8 --total-timesteps 6e6 {NO_BONUS} --ext-coef 1", 5),
     "5x5 tuned, RND": (f"--env-id DoorKey-5x5 {TUNED} --total-timesteps 2e6", 5),
     "5x5 tuned, A2C": (f"--env-id DoorKey-5x5 {TUNED} {NO_BONUS} --total-timesteps 2e6", 5),
     "8x8 tuned, RND": (f"--env-id DoorKey-8x8 {TUNED} --total-timesteps 3e6", 5),

@@ -387,7 +387,6 @@ def transcription(args: script.Args, envs: FakeEnvs, rollouts: int) -> dict[str,
         part.requires_grad_()
     pred = [*predictor.parameters()]
     squares = [torch.zeros_like(p) for p in ac + pred]
-    ext_coef = args.ext_coef if args.ext_coef is not None else (100 if args.int_coef else 1)
     seen_by_rnd, filtered, every_filtered = [], np.zeros(N), []
     for r in range(rollouts):
         shown = np.stack(envs.shown[r * T : (r + 1) * T + 1])
@@ -426,7 +425,7 @@ def transcription(args: script.Args, envs: FakeEnvs, rollouts: int) -> dict[str,
 
         total, returns = np.zeros((T, N)), np.zeros((T, N, 2))
         for head, (reward, gamma, coef) in enumerate(
-            ((intrinsic, args.int_gamma, args.int_coef), (rewards, args.gamma, ext_coef))
+            ((intrinsic, args.int_gamma, args.int_coef), (rewards, args.gamma, args.ext_coef))
         ):
             for n in range(N):
                 steps = [t for t in range(T) if valid[t, n]]
@@ -592,7 +591,7 @@ def test_presets_read_back(monkeypatch):
     expected = {
         **{"num_envs": 32, "num_steps": 16, "learning_rate": 1e-4, "gamma": 0.99, "gae_lambda": 0.98, "vf_coef": 0.5},
         **{"ent_coef": 0.01, "max_grad_norm": 0.5, "norm_adv": False, "one_hot": False, "orthogonal": False},
-        **{"int_coef": 10, "ext_coef": None, "int_gamma": 0.99, "int_episodic": True, "int_norm": False},
+        **{"int_coef": 10, "ext_coef": 100, "int_gamma": 0.99, "int_episodic": True, "int_norm": False},
         **{"obs_norm": False, "same_obs": False, "first_visit": False, "dropout": 0.25, "log_interval": 100},
         **{"predictor_learning_rate": 1e-4, "predictor_max_grad_norm": 0.01},
     }
@@ -610,13 +609,13 @@ def test_presets_read_back(monkeypatch):
     ):
         assert script.main(flags) == 0
     seen = [dataclasses.replace(args, env_id=notebook.env_id) for args in seen]
-    assert seen[0] == dataclasses.replace(notebook, ext_coef=100.0)
-    assert seen[1] == script.Args(preset="notebook-16x16", ext_coef=100.0, **large)
+    assert seen[0] == notebook
+    assert seen[1] == script.Args(preset="notebook-16x16", **large)
     assert seen[2] == script.Args(preset="tuned", **script.PRESETS["tuned"])
     assert seen[3] == dataclasses.replace(seen[2], gamma=0.9)  # a flag beside a preset stands
     assert seen[4] == script.Args(preset="tuned-16x16", **script.PRESETS["tuned-16x16"])
     assert seen[4].first_visit and not seen[4].norm_adv
-    assert seen[5] == dataclasses.replace(notebook, int_coef=0, ext_coef=1.0)
+    assert seen[5] == dataclasses.replace(notebook, int_coef=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
