@@ -29,6 +29,9 @@ README = {  # row of README's table -> CSV, row with the bonus, row without, col
     "MountainCarContinuous, PPO, 90": (
         *("continuous", "MountainCarContinuous, PPO + RND", "MountainCarContinuous, PPO", "solved_at"),
     ),
+    "PointMaze_Medium_Diverse_G, PPO, 100": (
+        *("continuous", "PointMaze_Medium_Diverse_G, PPO + RND", "PointMaze_Medium_Diverse_G, PPO", "solved_at"),
+    ),
     "Montezuma's Revenge from RAM, the key": (
         *("ram", "MontezumaRevenge, with the bonus", "MontezumaRevenge, without", "key"),
     ),
