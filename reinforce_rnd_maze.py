@@ -16,7 +16,7 @@ action likelier by as much as what came after it was better than expected:
     G(t) = r(t) + gamma * G(t+1)                        return: what came after step t, discounted
     loss = -mean over steps of log pi(a(t) | o(t)) * (G(t) - V(o(t)))
 
-V(o) is a learned guess of G, the baseline. A term for a random policy, the entropy, is added to the loss.
+V(o) is a learned guess of G, the baseline. One more term of the loss, the entropy, favours a random policy.
 While no episode finds the goal, all returns are 0 and so is the gradient: nothing is learned. With
 `--goal 9-9` a random walk arrives in one episode out of 530. So the agent is also paid for what is new to it.
 RND measures that with two networks. The target f is random and never trained. The predictor g learns to agree
