@@ -24,8 +24,8 @@ Four things make it work:
   2. Frames are whitened pixel by pixel with running statistics and clipped at 5 std. Without it a random target
      hardly tells one room from the next.
   3. The bonus is divided by the running std of its own discounted return, so one coefficient fits all games.
-  4. The predictor learns from a quarter of each batch at 128 environments. If it learned faster, the bonus
-     would be gone before the policy could act upon it.
+  4. The predictor learns from a quarter of each batch at 128 environments, so that with more of them it does
+     not learn faster (A.4).
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari.py --env-id MontezumaRevenge

@@ -54,7 +54,7 @@ ROWS = {  # row, which begins with the game -> (flags, seeds)
     for game in ("Boxing", "Pong")
     for name, flags in AGENTS.items()
 }
-# a game at which the course report's agents stayed at the minimum
+# two of the course report's four games, which it does not name, stayed at the minimum: this may be one
 ROWS |= {
     f"Breakout, RAM, {name}": (f"--env-id Breakout {RAM} --total-timesteps 2.5e6 {AGENTS[name]}", 3)
     for name in ("DQN", "softmax", "soft", "soft, 0.003")
