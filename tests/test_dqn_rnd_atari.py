@@ -19,6 +19,7 @@ from conftest import (
     only_run,
     read_scalars,
     run_script,
+    spy,
     train_here,
 )
 from hypothesis import given, settings
@@ -346,7 +347,7 @@ def test_the_memory_has_what_envpool_showed(atari_pool, tmp_path, monkeypatch):
             )
             np.testing.assert_array_equal(replay.data["valid"][t], step["valid"])
             np.testing.assert_array_equal(replay.data["rewards"][t], np.sign(step["reward"]))
-            assert (replay.data["terminated"][t].numpy() <= step["done"]).all()
+            np.testing.assert_array_equal(replay.data["terminated"][t], step["over"])
         done, over = np.array([step["done"] for step in log]), replay.data["terminated"][:24].numpy()
         assert over.any() and (over != done).any()  # some are cut
 
@@ -364,7 +365,7 @@ def test_evaluation_sees_what_training_sees(obs):
         (ours, screens), results = envs.step(np.array([action]))
         replay.write(**results)
         replay.count += 1
-        replay.write(obs=ours, screens=screens, first=~results["valid"])
+        replay.write(obs=ours, screens=screens)
         theirs, reward, terminated, _, _ = env.step(action)
         assert results["rewards"][0] == np.sign(reward) and results["terminated"][0] == terminated
 
@@ -467,21 +468,50 @@ def test_the_bonus_is_divided_by_the_std_of_its_return_and_the_random_agent_gets
     args.obs_norm, before = "frozen", rnd.obs_rms.mean.clone()
     script.intrinsic_rewards(rnd, frames, valid, 100, args)
     assert torch.equal(before, rnd.obs_rms.mean)
+    script.intrinsic_rewards(rnd, frames, valid, 38, args)
+    assert not torch.equal(before, rnd.obs_rms.mean)
+
+
+@pytest.mark.parametrize("obs", ["pixels", "ram"])
+def test_target_and_predictor_equal_their_description(obs):
+    torch.manual_seed(0)
+    rnd, x, layers = script.RND(2, script.Args(obs=obs), CPU), torch.randn(3, *script.SCREEN_SHAPE[obs]), []
+    for network in (rnd.target, rnd.predictor):
+        weights = [*network.parameters()]
+        pairs = [*zip(weights[::2], weights[1::2], strict=True)]
+        depth = 4 if obs == "pixels" else 3  # of the target
+        h = x[:, None] if obs == "pixels" else x.flatten(1)
+        for (w, b), stride in zip(pairs[: depth - 1], (4, 2, 1), strict=False):
+            h = F.conv2d(h, w, b, stride) if obs == "pixels" else h @ w.T + b
+            h = torch.where(h > 0, h, 0.2 * h)
+        h = h.flatten(1) @ pairs[depth - 1][0].T + pairs[depth - 1][1]
+        for w, b in pairs[depth:]:
+            h = h.clamp(min=0) @ w.T + b
+        torch.testing.assert_close(network(x), h, rtol=1e-4, atol=1e-5)
+        layers.append(len(pairs))
+    assert layers == [depth, depth + 2]
 
 
 def test_other_scales_of_the_bonus():
     rms = SimpleNamespace(mean=torch.tensor(2.0), var=torch.tensor(4.0))
     raw = torch.tensor([1.0, 10.0])
-    for norm, clip, expected in (("return", None, [0.5, 5]), ("released", None, [-0.25, 2]), ("none", 1.0, [1, 1])):
+    for norm, clip, expected in (
+        ("return", None, [0.5, 5]),
+        ("return", 2.0, [0.5, 2]),
+        ("released", None, [-0.25, 2]),
+        ("none", 1.0, [1, 1]),
+    ):
         assert script.scale_bonus(raw, rms, script.Args(bonus_norm=norm, int_clip=clip)).tolist() == expected
 
 
 # ---------------------------------------------------------------------------------------------------- One update
 
 
-def plain_targets(p: dict, slow: dict, batch: script.Batch, bonus: torch.Tensor, taus: list, args) -> torch.Tensor:
+def plain_targets(
+    p: dict, slow: dict, batch: script.Batch, bonus: torch.Tensor, taus: list, args, alpha: float
+) -> torch.Tensor:
     """What `td_targets` must be, step by step and in loops. taus: what each forward drew, in its order."""
-    H, iqn, K, alpha = (1 if args.single_head else 2), args.value == "iqn", args.num_quantiles, args.temperature
+    H, iqn, K, alpha = (1 if args.single_head else 2), args.value == "iqn", args.num_quantiles, alpha
 
     def look(weights, obs):
         drawn = taus.pop(0)
@@ -529,6 +559,7 @@ CASES = [
     for v in ("dqn", "iqn")
 ]
 CASES += [{"backup": "munchausen", "n_step": 1, "ext_coef": 2.0, "int_coef": 0.5, "single_head": one} for one in (0, 1)]
+CASES += [{"backup": "softmax", "ext_coef": 0.0, "temperature_final": 0.1, "temperature_steps": 200}]
 CASES += [{"loss": "huber", "n_step": 1}, {"single_head": True}, {"int_episodic": True}, {"tau": 0.1}]
 CASES += [{"value": "iqn", "quantile_mean": True, "bonus_from": "collection", "max_grad_norm": 0.01}]
 
@@ -551,21 +582,31 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
     for name in names:
         p[name].requires_grad_()
 
+    draw, over = replay.draw, replay.data["terminated"][: replay.count - args.n_step - 1].nonzero()[0]
+
+    def draw_an_end(B, n):
+        """And the reset after it, beside what is drawn."""
+        t, env = draw(B, n)
+        t[:2], env[:2] = over[0] + torch.arange(2), over[1]
+        return t, env
+
+    monkeypatch.setattr(replay, "draw", draw_an_end)
     drawn, batches, rand, make = [], [], torch.rand, replay.batch
     monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
     monkeypatch.setattr(replay, "batch", lambda *a: batches.append((a, make(*a))) or batches[-1][1])
-    monkeypatch.setattr(script, "scale_bonus", lambda raw, *_: raw)  # its own tests are above
+    monkeypatch.setattr(script, "scale_bonus", lambda raw, *_: 2 * raw)  # its own tests are above
     scalars = script.update(agent, slow, rnd, optimizer, replay, 128 - 16, args)
 
     adam, logged = PlainAdam([p[name] for name in names], lr=1e-3), []
-    assert len(batches) == 4 and not all(batch.alive[0].all() for _, batch in batches)
-    assert any(batch.over.any() for _, batch in batches)
+    assert len(batches) == 4 and all(batch.over[0] and not batch.alive[0, 1] for _, batch in batches)
     for k, ((t, env, n), batch) in enumerate(batches):
         bonus = batch.bonus
         if args.bonus_from == "replay":
             with torch.no_grad():
-                bonus = torch.stack([script.novelty(rnd, replay.screens_after(t + i, env), "return") for i in range(n)])
-        targets = plain_targets(p, q, batch, bonus, drawn, args)
+                bonus = 2 * torch.stack(
+                    [script.novelty(rnd, replay.screens_after(t + i, env), "return") for i in range(n)]
+                )
+        targets = plain_targets(p, q, batch, bonus, drawn, args, script.exploration(116 + 4 * k, args)[1])
         taus = drawn.pop(0)
         z = lean_agent(p, batch.obs, taus if args.value == "iqn" else None, H)
         losses = []
@@ -582,7 +623,9 @@ def test_updates_equal_a_plain_transcription(case, atari_pool, monkeypatch):
                         own = huber if args.loss == "huber" else u**2
                 total = total + (own / z.shape[1] if args.quantile_mean else own)
             losses.append(total / batch.alive[0].sum())
-        gradients = torch.autograd.grad(sum(losses), adam.parameters)
+        gradients = torch.autograd.grad(
+            sum(x for x, w in zip(losses, script.heads(args).values(), strict=True) if w), adam.parameters
+        )
         norm = torch.cat([x.flatten() for x in gradients]).norm()
         logged.append([*(x.item() for x in losses), norm.item()])
         if args.max_grad_norm:
@@ -613,6 +656,8 @@ def test_with_the_released_normaliser_the_predictor_learns_from_the_first_frame_
 def test_the_predictor_learns_from_the_newest_frames_or_from_those_drawn(where, atari_pool, tmp_path, monkeypatch):
     seen, learn = [], script.learn_predictor
     monkeypatch.setattr(script, "learn_predictor", lambda *a: seen.append((a[2].clone(), a[3].clone())) or learn(*a))
+    drawn, draw = [], script.Replay.draw
+    monkeypatch.setattr(script.Replay, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1])
     train_here(script, small_args(predictor_from=where, buffer_size=400), tmp_path)
     if where == "collection":
         rows = AtariPool.log[4:]  # from 16 steps of 4 environments on, half of those before learning starts
@@ -621,7 +666,63 @@ def test_the_predictor_learns_from_the_newest_frames_or_from_those_drawn(where, 
         ]
         assert torch.cat([valid for _, valid in seen]).tolist() == [x for step in rows for x in step["valid"]]
     else:
-        assert len(seen) == 5 * 4 and all(len(frames) == 8 for frames, _ in seen)
+        assert len(seen) == 5 * 4
+        for (frames, valid), (t, env) in zip(seen, drawn, strict=True):
+            steps = [(AtariPool.log[k], n) for k, n in zip(t.tolist(), env.tolist(), strict=True)]
+            assert frame_numbers(frames) == [frame_numbers(step["frame"][n])[0] for step, n in steps]
+            assert valid.tolist() == [step["valid"][n] for step, n in steps]
+
+
+@pytest.mark.parametrize("policy", ["epsilon-greedy", "boltzmann"])
+def test_collect_acts_on_the_newest_frames_and_writes_what_it_played(atari_pool, monkeypatch, policy):
+    args = small_args(policy=policy, learning_starts=8, epsilon_steps=40, num_steps=12, buffer_size=400)
+    torch.manual_seed(0)
+    envs, replay = script.AtariEnvs(args, [0]), script.Replay(args, CPU)
+    agent, rnd = script.Agent(6, 2, args), script.RND(N, args, CPU)
+    seen = {}
+    for name in ("q_values", "action_probabilities", "intrinsic_rewards"):
+        seen[name] = []
+        monkeypatch.setattr(script, name, spy(getattr(script, name), seen[name]))
+    monkeypatch.setattr(envs, "step", spy(envs.step, played := []))
+    obs, screens = envs.reset()
+    replay.begin(obs, screens)
+    script.collect(envs, agent, rnd, replay, 0, args)
+    rams = [obs.numpy(), *(step["ram"] for step in AtariPool.log)]
+    for k in range(12):
+        (_, acted, _), q = seen["q_values"][k]
+        np.testing.assert_array_equal(acted[:, -1], rams[k])
+        epsilon, temperature = script.exploration(4 * k, args)
+        given, _ = seen["action_probabilities"][k]
+        assert torch.equal(given[0], q) and given[1:] == [epsilon, temperature if policy == "boltzmann" else None]
+        np.testing.assert_array_equal(replay.data["actions"][k], played[k][0][0])
+        assert torch.equal(replay.data["bonus"][k], seen["intrinsic_rewards"][k][1])
+
+
+def test_rewards_as_they_are(atari_pool):
+    envs = script.AtariEnvs(small_args(clip_rewards=False), [0])
+    envs.reset()
+    assert {-2.0, 3.0} <= {x for _ in range(6) for x in envs.step(np.zeros(N, int))[1]["rewards"].tolist()}
+
+
+@float64()
+def test_a_step_of_the_predictor_is_that_of_the_valid_screens():
+    torch.manual_seed(0)
+    args, valid = small_args(), torch.tensor([True, False, True, True])
+    rnd, screens = script.RND(N, args, CPU), torch.randint(0, 256, (4, 21, 20), dtype=torch.uint8)
+    parameters = [*rnd.predictor.parameters()]
+    gradients = torch.autograd.grad(script.novelty(rnd, screens, "return")[valid].mean(), parameters)
+    expected = [p.detach() - 0.1 * g for p, g in zip(parameters, gradients, strict=True)]
+    script.learn_predictor(rnd, torch.optim.SGD(parameters, lr=0.1), screens, valid, args)
+    for p, x in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.detach(), x)
+
+
+def test_both_optimisers(atari_pool, tmp_path):
+    args = small_args(learning_rate_final=1e-5, predictor_learning_rate=2e-4)
+    path = train_here(script, args, tmp_path) / "latest.pt"
+    groups = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
+    found = [x for group in groups for x in (group["lr"], group["eps"])]
+    np.testing.assert_allclose(found, [1e-5, 1.5e-4, 2e-4, 1e-8])
 
 
 # ------------------------------------------------------------------------------------------ Training, evaluation

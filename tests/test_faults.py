@@ -407,6 +407,38 @@ def test_a_checkpoint_in_which_a_part_is_wrong_is_one_line(script, run_dir, call
     assert not wrong, "\n".join(wrong)
 
 
+@of(RESUMABLE)
+def test_a_resume_has_the_best_score_the_flags_given_anew_and_other_seeds(script, run_dir, call, monkeypatch):
+    path = run_dir / "latest.pt"
+    torch.save(load(path) | {"best_score": 7.0}, path)
+    drawn, sequence = [], np.random.SeedSequence
+    monkeypatch.setattr(np.random, "SeedSequence", lambda *a, **k: drawn.append(a) or sequence(*a, **k))
+    both = hasattr(script.Args, "predictor_learning_rate")
+    rate = ["--predictor-learning-rate" if both else "--learning-rate", 3e-3]
+    status, _, errors = call("--resume", run_dir, *more(script.__name__, 4), "--num-envs", 8, *rate)
+    assert status == 0, errors
+    state = load(path)
+    assert state["best_score"] == 7.0 and len(state["rnd"]["filtered"]) == 8
+    assert state["optimizer"]["param_groups"][-1]["lr"] == 3e-3
+    assert drawn[0] == ((1, 64),)
+
+
+@of(RESUMABLE)
+def test_the_best_checkpoint_wants_a_hundred_episodes(script, call, monkeypatch, tmp_path):
+    scores = iter([[0.0] * 99, [5.0], [-1.0] * 50])
+    monkeypatch.setattr(script.EpisodeStats, "scalars", lambda self, *_: self.recent.extend(next(scores)) or {})
+    seen, run_save = [], script.Run.save
+
+    def save(self, now=False):
+        run_save(self, now)
+        best = self.folder / "best.pt"
+        seen.append(load(best)["step"] if best.exists() else None)
+
+    monkeypatch.setattr(script.Run, "save", save)
+    assert call(*flags(script.__name__, 3), "--checkpoint-interval", 0)[0] == 0
+    assert seen == [None, 64, 64, 64] and load(only_run(tmp_path) / "latest.pt")["best_score"] == 0.05
+
+
 @of(LIGHT)
 def test_a_flipped_bit_and_a_cut_are_noticed(script, run_dir, call):
     path, rng = run_dir / "latest.pt", random.Random(0)

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -99,6 +100,14 @@ def test_what_does_the_same_is_the_same_text():
 def test_train_fits_on_a_screen_and_lines_are_short(path):
     assert blocks(path)["train"].count("\n") + 1 <= 60
     assert sum(len(line) > 110 for line in path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_flag_is_read(path):
+    """And not only looked at by check_args."""
+    source = path.read_text().replace(blocks(path)["check_args"], "")
+    for field in dataclasses.fields(importlib.import_module(path.stem).Args):
+        assert re.search(rf"\bargs\.{field.name}\b", source), f"nothing reads --{field.name}"
 
 
 def test_the_readme_s_bonus_of_one_s_own(tmp_path):

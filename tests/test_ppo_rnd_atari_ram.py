@@ -205,9 +205,9 @@ def test_novelty_is_the_mean_squared_error_of_whitened_screens():
 # --------------------------------------------------------------------------------- The steps of the algorithm
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    args = small_args(update_epochs=3, update_proportion=1.0, total_timesteps=2 * T * N)
+@pytest.fixture(scope="module", params=[True, False], ids=["shuffle", "no-shuffle"])
+def watched(request, tmp_path_factory):
+    args = small_args(shuffle=request.param, update_epochs=3, update_proportion=1.0, total_timesteps=2 * T * N)
     return watch(script, args, tmp_path_factory.mktemp("watched"))
 
 
@@ -224,10 +224,18 @@ def plain_white(frames: np.ndarray, mean: np.ndarray, var: np.ndarray, _count: f
     return torch.from_numpy(np.clip((frames - mean) / np.sqrt(var), -5, 5)).flatten(1)
 
 
+def test_the_predictor_learns_from_its_share(atari_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "predictor_subset", spy(script.predictor_subset, calls := []))
+    run = train_here(script, small_args(update_proportion=0.25), tmp_path)
+    assert [size for (_, size), _ in calls] == [8, 8]
+    ends = sum(step["done"].sum() for step in AtariPool.log[T:])
+    assert len(torch.load(run / "latest.pt", weights_only=True)["stats"]["recent"]) == ends
+
+
 def test_one_iteration_equals_a_plain_transcription(watched):
     """With this script's defaults: random minibatches, normalised advantages, 2.5e-4, the agent's gradient clipped."""
     args, (norm, _) = watched.args, watched.scalars["losses/grad_norm"]
-    assert args.shuffle and args.norm_adv and args.learning_rate == 2.5e-4
+    assert args.norm_adv and args.learning_rate == 2.5e-4
     assert norm[1] > args.max_grad_norm == 0.5  # so that the clip is tested
     assert_equals_transcription(script, watched, lean_agent, lean_rnd, plain_white)
 

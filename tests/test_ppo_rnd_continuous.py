@@ -4,9 +4,7 @@ import collections
 import dataclasses
 import itertools
 import math
-import os
 import pathlib
-import signal
 
 import envpool
 import gymnasium as gym
@@ -15,7 +13,6 @@ import pytest
 import torch
 from conftest import (
     CPU,
-    ROOT,
     assert_same,
     call_main,
     float64,
@@ -300,6 +297,7 @@ def test_ratio_and_entropy_are_those_of_the_gaussian():
     _, metrics = script.ppo_loss(Normal(mean, std), torch.zeros(7, 2), batch, script.Args())
     logratio = log_density(actions, mean, std) - batch["logprobs"]
     torch.testing.assert_close(metrics["approx_kl"], (logratio.exp() - 1 - logratio).mean())
+    torch.testing.assert_close(metrics["clipfrac"], ((logratio.exp() - 1).abs() > 0.2).float().mean())
     x = torch.linspace(-30, 30, 60001, dtype=torch.float64)[:, None]
     logp = [log_density(x, torch.zeros(1), s[None].double()) for s in std]
     entropy = sum(torch.trapezoid(-p.exp() * p, x[:, 0]) for p in logp)
@@ -579,7 +577,15 @@ FLAGS = [
     {"single_head": True, "clip_vloss": False},
     {"norm_adv": False, "max_grad_norm": None, "anneal_lr": False},
     {"obs_norm": "frozen", "frozen_obs_norm_steps": 30, "int_norm": False, "rnd_net": "feature-net"},
-    {"gamma": 0.9, "gae_lambda": 0.5, "int_gamma": 0.8, "vf_coef": 0.7, "clip_coef": 0.02, "ent_coef": 0.1},
+    {
+        "gamma": 0.9,
+        "gae_lambda": 0.5,
+        "int_gamma": 0.8,
+        "vf_coef": 0.7,
+        "clip_coef": 0.02,
+        "ent_coef": 0.1,
+        "int_clip": 0.2,
+    },
     {"num_envs": 1, "num_steps": 48, "num_minibatches": 5},
 ]
 
@@ -733,6 +739,8 @@ def test_it_stops_when_solved_and_the_random_agent_is_not_scored(tmp_path, monke
     args = small_args(obs_norm="frozen", frozen_obs_norm_steps=100)
     run_dir = train_here(script, args, tmp_path / "warm")
     assert torch.load(run_dir / "latest.pt", weights_only=True)["stats"]["recent"] == [92.0] * 8
+    played = np.stack([step[0] for step in FakeEnvs.last.steps[:20]])
+    assert played.min() < -0.9 and played.max() > 0.9 and abs(played.mean()) < 0.3 and abs(played).max() <= 1
 
 
 # ------------------------------------------------------------------------------------ What the user was promised
@@ -787,18 +795,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_torchrun_is_refused(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    status, _, errors = call_main(script, capsys)
-    assert status == 2 and errors.endswith("without torchrun: one process\n") and errors.count("\n") == 1
-
-
-@pytest.mark.parametrize("flags", [["--num-envs", "1.5"], ["--num-env", "4"], ["--device", "tpu"], ["--preset", "x"]])
-def test_what_the_parser_refuses(capsys, flags):
-    status, _, errors = call_main(script, capsys, *flags)
-    assert status == 2 and "Traceback" not in errors
-
-
 def test_a_preset_puts_other_defaults_and_flags_beside_it_stand(copy_of_base, capsys):
     args, *_ = script.parse(["--preset", "seed-001", "--int-clip", "0.5"])
     changed = {key: value for key, value in vars(args).items() if value != getattr(script.Args(), key)}
@@ -831,12 +827,6 @@ def test_resuming_with_other_flags(copy_of_base, capsys):
     assert status == 0 and "changed      --num-envs from 4 to 6\n" in out, errors
     assert "changed      --env-id from InvertedPendulum-v5 to InvertedPendulum-v4\n" in out
     assert torch.load(path, weights_only=True)["step"] == 3248
-
-
-def test_every_flag_is_read():
-    source = (ROOT / NAME).read_text()
-    for field in dataclasses.fields(script.Args):
-        assert source.count(f"args.{field.name}") >= 1, f"nothing reads --{field.name}"
 
 
 @pytest.mark.parametrize("env_id", ["InvertedPendulum", "MountainCarContinuous"])
@@ -906,6 +896,8 @@ def test_the_mean_is_played_if_that_is_asked_for(base, capsys, monkeypatch):
     for flags, drawn in (["--deterministic"], False), ([], True):
         assert call_main(script, capsys, "--evaluate", base, "--eval-episodes", 1, *flags)[0] == 0
         assert bool(draws) == drawn
+    std = torch.load(base / "latest.pt", weights_only=True)["agent"]["log_std"].exp()
+    assert all(torch.equal(given, std) for _, given in draws)
 
 
 def test_a_saved_agent_plays_as_it_did_in_training(base, capsys, monkeypatch):
@@ -916,30 +908,6 @@ def test_a_saved_agent_plays_as_it_did_in_training(base, capsys, monkeypatch):
     state = torch.load(base / "latest.pt", weights_only=True)["agent"]
     for _, rms in seen:
         assert_same(dict(rms.state_dict()), {key: state[f"obs_rms.{key}"] for key in ("mean", "var", "count")})
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
-)
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, monkeypatch, capsys, number, status):
-    """The iteration under way is finished; what is printed resumes the run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "ContinuousEnvs", FakeEnvs)
-    step, calls = FakeEnvs.step, itertools.count()
-
-    def step_or_signal(self, actions):
-        if next(calls) == 12:  # in the second rollout of 8 steps
-            os.kill(os.getpid(), number)
-        return step(self, actions)
-
-    monkeypatch.setattr(FakeEnvs, "step", step_or_signal)
-    before = signal.getsignal(number)
-    code, out, errors = call_main(script, capsys, *SMALL, "--runs-dir", "sp ace")
-    assert code == status and errors == "" and signal.getsignal(number) is before
-    (run_dir,) = pathlib.Path("sp ace").iterdir()
-    assert torch.load(run_dir / "latest.pt", weights_only=True)["step"] == 64
-    assert out.splitlines()[-1].endswith(f"--resume '{run_dir}'")
-    assert call_main(script, capsys, "--resume", run_dir, "--total-timesteps", 96)[0] == 0
 
 
 @pytest.mark.learning

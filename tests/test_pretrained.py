@@ -36,5 +36,5 @@ def test_an_agent_plays_as_its_script_opens_it(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (score,) = re.findall(r"(?m)^(?:return|success) (\d+\.\d+) \+-", done.stdout)
-    assert float(score) > 0.5
+    assert float(score) > (50 if "Montezuma" in name else 0.5)
     assert not [*tmp_path.iterdir()]

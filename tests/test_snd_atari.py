@@ -4,11 +4,9 @@ What all scripts promise alike (signals, the console, checkpoints that are damag
 """
 
 import collections
-import dataclasses
 import difflib
 import inspect
 import itertools
-import re
 import signal
 
 import numpy as np
@@ -17,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     CPU,
-    ROOT,
     AtariPool,
     PlainAdam,
     assert_same,
@@ -60,16 +57,21 @@ def same_with_gradients(ours: torch.Tensor, theirs: torch.Tensor, inputs: list[t
 # --------------------------------------------------------------------- What is the same as in other scripts
 
 
-SAME = "UserError resolve_env_id init_layer RunningMoments reward_filter gae masked_mean forward EpisodeStats"
-SAME += " Console Progress reading load_checkpoint main"
-ALIKE = {"ppo_loss": 3, "warm_up": 4, "Run": 8, "evaluate": 1, "restore": 4}  # lines that are not those of the other
+ALIKE = {
+    "main": 2,
+    "ppo_loss": 3,
+    "warm_up": 8,
+    "Run": 7,
+    "evaluate": 2,
+    "restore": 7,
+}  # lines that only one of the two has
 
 
-@pytest.mark.parametrize("name", [*SAME.split(), *ALIKE])
+@pytest.mark.parametrize("name", ALIKE)
 def test_blocks_that_do_the_same_are_the_same_text(name):
     """So that the tests of these blocks in tests/test_ppo_rnd_atari_ram.py hold here too."""
     ours, theirs = (inspect.getsource(getattr(module, name)).splitlines() for module in (script, ppo_rnd_atari_ram))
-    assert sum(line.startswith("+ ") for line in difflib.ndiff(theirs, ours)) <= ALIKE.get(name, 0)
+    assert sum(line.startswith(("+ ", "- ")) for line in difflib.ndiff(theirs, ours)) == ALIKE[name]
 
 
 # ------------------------------------------------------------------------------------------------------ Losses
@@ -465,6 +467,8 @@ def test_rewards_rooms_and_episodes(atari_pool):
     assert set(rewards.flatten().tolist()) == {0.0, 1.0} and rewards.dtype == np.float32  # a loss counts as nothing
     assert sorted(envs.stats.episodes) == [(1.0, 5), (1.0, 5), (1.0, 6), (1.0, 6)]  # 3 - 2, as the game has it
     assert envs.stats.visited == {1, 2, 3} and envs.stats.rooms_best == 3 and envs.pictures.known == []
+    envs.stats.add(np.zeros(2), np.zeros(2, bool), np.ones(2, bool), np.array([7, 7]))
+    assert envs.stats.rooms_best == 3
 
 
 def test_rooms_by_image_equal_a_plain_count(atari_pool, monkeypatch):
@@ -859,13 +863,6 @@ def test_checkpoints_that_do_not_fit(two_runs, atari_pool, capsys):
     status, _, errors = call_main(script, capsys, "--resume", path, "--evaluate", path)
     assert status == 2 and "must be without --resume" in errors
     assert path.read_bytes() == before
-
-
-def test_every_flag_is_read():
-    """And not only looked at by check_args."""
-    source = (ROOT / "snd_atari.py").read_text().replace(inspect.getsource(script.check_args), "")
-    for field in dataclasses.fields(script.Args):
-        assert re.search(rf"\bargs\.{field.name}\b", source), f"nothing reads --{field.name}"
 
 
 def test_a_run_as_a_user_sees_it(tmp_path, monkeypatch, capsys):
