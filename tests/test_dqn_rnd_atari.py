@@ -14,6 +14,7 @@ from conftest import (
     AtariPool,
     PlainAdam,
     assert_same,
+    call_main,
     float64,
     frame_numbers,
     only_run,
@@ -830,6 +831,30 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     last = played.stdout.splitlines()[-1]
     assert last == "return 0.0 +- 0.0 (mean, standard error), best 0, rooms 1.0, most 1"
     assert len([*(run_dir / "videos").iterdir()]) == 2
+
+
+def test_the_log_holds_means_since_the_line_before(atari_pool, tmp_path):
+    every = read_scalars(train_here(script, small_args(log_interval=16), tmp_path / "1"))
+    third = read_scalars(train_here(script, small_args(log_interval=48), tmp_path / "3"))
+    for key in ("losses/entropy", "rnd/intrinsic_reward"):
+        values = [value for _, value in every[key]]
+        assert len(values) == 6 and [step for step, _ in third[key]] == [48, 96]
+        means = [np.mean(values[:3]), np.mean(values[3:])]
+        np.testing.assert_allclose([value for _, value in third[key]], means, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["epsilon-greedy", "boltzmann"])
+def test_evaluation_has_an_epsilon_of_its_own_or_the_temperature_of_the_end(
+    atari_pool, tmp_path, monkeypatch, capsys, policy
+):
+    monkeypatch.setattr(AtariPool, "num_actions", 18)  # as many as the game has
+    args = small_args(policy=policy, temperature_final=0.01, temperature_steps=192)
+    run_dir, given = train_here(script, args, tmp_path), []
+    monkeypatch.setattr(script, "action_probabilities", spy(script.action_probabilities, given))
+    flags = ["--eval-episodes", 1, "--max-episode-steps", 20, "--eval-epsilon", 0.25]
+    assert call_main(script, capsys, "--evaluate", run_dir, *flags)[0] == 0
+    expected = (0.25, None) if policy == "epsilon-greedy" else (0.0, pytest.approx(0.02))  # half-way from 0.03
+    assert len(given) == 20 and all((epsilon, alpha) == expected for (_, epsilon, alpha), _ in given)
 
 
 class Corridor:
