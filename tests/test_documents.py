@@ -109,7 +109,7 @@ def test_every_test_that_a_page_names_is_there():
     files = [*ROOT.glob("tests/test_*.py")]
     there = {name for path in files for name in re.findall(r"(?m)^def (test_\w+)", path.read_text())}
     named = {name for page in PAGES for name in re.findall(r"\btest_\w+", page.read_text())}
-    assert len(named) > 100 and not named - there - {path.stem for path in files}
+    assert len(named) > 50 and not named - there - {path.stem for path in files}
 
 
 @pytest.mark.parametrize(
