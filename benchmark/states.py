@@ -23,7 +23,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 
-NAMES = {"MountainCar": ("position", "velocity"), "PointMaze": ("x", "y")}  # of the first two entries
+NAMES = {  # of the first two entries
+    "MountainCar": ("position", "velocity"),
+    "PointMaze": ("x", "y"),
+    "CartpoleSwingup": ("position of the cart", "cosine of the pole's angle"),
+}
 
 
 class EnoughSeen(Exception):

@@ -94,6 +94,7 @@ def test_what_does_the_same_is_the_same_text():
         assert_same(block, minigrid)
     for names in ([x for x in atari if not ranks[x]], minigrid):
         assert_same("EpisodeStats", names)
+    assert_same("restore", ["a2c_rnd_doorkey", "ppo_rnd_atari_ram", "ppo_rnd_minigrid"])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
