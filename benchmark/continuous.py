@@ -14,14 +14,10 @@ mean over the seeds with its bootstrap 95 % interval. "Score" is the mean of the
 import pathlib
 import sys
 
-import matplotlib
 import numpy as np
-from plot import curve, draw_curves, from_folder, number_of
+from plot import curve, draw_curves, from_folder, grid, number_of
 from scipy.stats import bootstrap, trim_mean
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "ppo_rnd_continuous.py"
 DENSE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5")
@@ -78,15 +74,13 @@ ROWS |= {
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
-    """The columns of the CSV for a finished run, after row and seed."""
+    """The columns of the CSV for a finished run, after those that all tables have."""
     run = from_folder(folder)
     steps, scores = curve(run, "charts/score", "steps")
     level = SPARSE.get(job.row.split(",")[0], ("", np.inf))[1]
     returns, error = evaluation(SCRIPT, folder)
     at, paid = curve(run, "charts/return_above_0", "steps")
     return {
-        "flags": " ".join(job.flags),
-        "commit": run.flags.get("commit", ""),
         "first_paid": next(iter(at[paid > 0]), ""),
         "solved_at": next(iter(steps[scores > level]), ""),
         "steps": run.steps[-1],
@@ -100,14 +94,11 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Interquartile mean of the seeds' values (K,) and its bootstrap 95 % interval (percentiles)."""
-
-    def middle(x: np.ndarray, axis: int) -> np.ndarray:
-        return trim_mean(x, 0.25, axis)
-
-    mean = float(middle(values, 0))
-    if len(values) == 1 or np.ptp(values) == 0:
+    mean = float(trim_mean(values, 0.25))
+    if len(values) == 1:
         return mean, mean, mean
-    drawn = bootstrap((values,), middle, n_resamples=2000, method="percentile", rng=0, vectorized=True)
+    options = {"n_resamples": 2000, "method": "percentile", "rng": 0, "vectorized": True}
+    drawn = bootstrap((values,), lambda x, axis: trim_mean(x, 0.25, axis), **options)
     return mean, *map(float, drawn.confidence_interval)
 
 
@@ -118,10 +109,7 @@ def print_table(runs: list[dict]) -> None:
         if mine := [r for r in runs if r["row"] == row]:
             cells = [str(len(mine))]
             for column in ("score", "evaluation"):
-                values = [float(r[column]) for r in mine if r[column] != ""]
-                if not values:
-                    cells.append("")
-                    continue
+                values = [float(r[column]) for r in mine]
                 mean, low, high = interval(np.array(values))
                 form = ",.0f" if abs(mean) >= 100 else ".2f"
                 cells.append(f"{mean:{form}}")
@@ -141,12 +129,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     there = {r["row"] for r in runs}
     tasks = [(task, "") for task in (*DENSE, *SPARSE)] + [(task, f", as Burda et al.{x}") for task, x in AS_BURDA]
     tasks = [(task, how) for task, how in tasks if there & {f"{task}, {variant}{how}" for variant in VARIANTS}]
-    rows, columns = -(-len(tasks) // 4), min(4, len(tasks))
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(3.1 * columns, 2.7 * rows), squeeze=False, layout="constrained"
-    )
-    for panel in panels.flat[len(tasks) :]:
-        panel.set_visible(False)
+    figure, panels = grid(len(tasks), 4, 3.1, 2.7)
     for panel, (task, how) in zip(panels.flat, tasks, strict=False):
         for variant, color in zip(VARIANTS, ("C1", "C0"), strict=True):  # blue: with the bonus, as in other figures
             curves = curves_of(runs, f"{task}, {variant}{how}", 1e6)
@@ -155,7 +138,6 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
         panel.set(xlabel="million steps")
         panel.set_title(f"{task}{how}".replace(", ", "\n"), fontsize=10)
         panel.set_xlim(left=0)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=7)
     for panel in panels[:, 0]:
         panel.set_ylabel("mean return, last 100 episodes")

@@ -13,20 +13,16 @@ episode of 1,328,721. With `--int-coef 0` the same script is plain PPO. OUT.csv 
 
 import argparse
 import collections
-import csv
 import importlib
 import pathlib
 import sys
 import tempfile
 import types
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from plot import curve, draw_curves, from_folder, number_of
-from sweep import read_table
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from sweep import read_table, write_table
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "ppo_rnd_atari.py"
 ROOMS, CELLS, LIMIT = 5, 6, 100
@@ -101,7 +97,6 @@ def draw(lines: list[dict], path: pathlib.Path) -> None:
             label_of = f"{name} ({number_of(len(curves), 'seed')})"
             draw_curves(panel, [np.array(points).T for points in curves.values()], color, label_of)
         panel.set(title=title, ylabel=label, xlabel="thousand steps")
-        panel.spines[["top", "right"]].set_visible(False)
     panels[1].set_yticks(range(1, ROOMS + 1))
     panels[2].set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
@@ -133,10 +128,7 @@ def main() -> None:
                 for step, value in scalars[tag]:
                     row = {"int_coef": int_coef, "seed": seed, "scalar": tag, "step": step, "value": f"{value:.6g}"}
                     lines.append(row)
-    with open(args.out.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    write_table(args.out.with_suffix(".csv"), lines)
     draw(lines, args.out.with_suffix(".png"))
 
 

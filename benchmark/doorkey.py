@@ -13,13 +13,10 @@ the bonus is 1 in place of the error (constant), or the error paid to random sam
 import pathlib
 import sys
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 from plot import curve, draw_curves, from_folder
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "a2c_rnd_doorkey.py"
 NO_BONUS, TUNED, TUNED_16 = "--int-coef 0", "--preset tuned", "--preset tuned-16x16"
@@ -58,7 +55,7 @@ CONTROLS = {  # which -> its rows, run by doorkey_WHICH.py
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
-    """The columns of the CSV for a finished run, after row and seed."""
+    """The columns of the CSV for a finished run, after those that all tables have."""
     steps, scores = curve(from_folder(folder), "charts/score", "steps")
     first = {level: next(iter(steps[scores > level]), "") for level in (0.91, 0.95)}
     returns, error = evaluation(SCRIPT, folder) if first[0.95] else ("", "")
@@ -101,7 +98,6 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
             xlabel="million frames",
             ylim=(-0.03, 1.03),
         )
-        panel.spines[["top", "right"]].set_visible(False)
         handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
     # before 0.4M frames few episodes have ended there, those that were short
     panels[2].set(xscale="log", xlim=(0.4, 100), xticks=[1, 10, 100], xticklabels=["1", "10", "100"])

@@ -14,12 +14,8 @@ the others of the highest value, whatever the policy was.
 import pathlib
 import sys
 
-import matplotlib
-from plot import curve, from_folder
+from plot import curve, from_folder, grid
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "dqn_rnd_atari.py"
 RAM = "--obs ram --save-replay --checkpoint-interval 20"  # a run that is interrupted goes on with its memory
@@ -78,22 +74,19 @@ CONTROLS = {  # which -> its rows, run by dqn_WHICH.py
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
-    """The columns of the CSV for a finished run, after row and seed."""
+    """The columns of the CSV for a finished run, after those that all tables have."""
     run = from_folder(folder)
     steps, scores = curve(run, "charts/score", "steps")
     at, returns = curve(run, "charts/episodic_return", "steps")
-    rooms = curve(run, "rnd/rooms_visited", "steps")[1] if "rnd/rooms_visited" in run.scalars else []
+    rooms = curve(run, "rnd/rooms_visited", "steps")[1]
     windows = {"before_1m": 1e6, "before_end": run.steps[-1]}  # each of 250,000 steps, Dopamine's iteration
     means = {x: returns[(at > end - 250_000) & (at <= end)] for x, end in windows.items()}
     fresh, error = evaluation(SCRIPT, folder, 30, "--policy", "epsilon-greedy")
     (folder / "replay.pt").unlink(missing_ok=True)  # it is large, and the run is over
     return {
-        "flags": " ".join(job.flags),
-        "commit": run.flags.get("commit", ""),
         "steps": run.steps[-1],
         "score": f"{scores[-1]:.2f}" if len(scores) else "",
         **{x: f"{mean.mean():.2f}" if len(mean) else "" for x, mean in means.items()},
-        "first_reward": next(iter(at[returns > 0]), ""),
         "rooms": int(rooms[-1]) if len(rooms) else "",
         "evaluation": fresh,
         "error": error,
@@ -117,17 +110,14 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against steps, a line for each seed, a panel for each game."""
     rows = list(dict.fromkeys(r["row"] for r in runs))
     games = list(dict.fromkeys(row.split(",")[0] for row in rows))
-    figure, panels = plt.subplots(
-        1, len(games), figsize=(1.5 + 3.6 * len(games), 3.4), squeeze=False, layout="constrained"
-    )
-    for panel, game in zip(panels.flat, games, strict=True):
+    figure, panels = grid(len(games), 3, 4.4, 3.4)
+    for panel, game in zip(panels.flat, games, strict=False):
         for k, row in enumerate(x for x in rows if x.startswith(f"{game},")):
             style = {"color": f"C{k % 10}", "linestyle": "--" if k >= 10 else "-", "linewidth": 1}
             for n, (x, y) in enumerate(curves_of(runs, row, 1e6)):
                 panel.plot(x, y, **style, label=None if n else row.split(", ", 1)[1])
         panel.set(title=game, xlabel="million steps")
         panel.legend(frameon=False, fontsize=7)
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("mean return, last 100 episodes")
     figure.savefig(path, dpi=110)
 

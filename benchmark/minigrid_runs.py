@@ -16,15 +16,12 @@ the ablations also how surely a change differs from the default.
 import pathlib
 import sys
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from plot import curve, draw_curves, from_folder, number_of
-from scipy.stats import mannwhitneyu
+from plot import curve, draw_curves, from_folder, grid, number_of
+from scipy.stats import PermutationMethod, mannwhitneyu
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, read_table, spread, table_parser
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "ppo_rnd_minigrid.py"
 ENVIRONMENTS = {  # name -> (flags, score, frames with the bonus, seeds, frames without it and with RND alone)
@@ -40,11 +37,19 @@ ENVIRONMENTS = {  # name -> (flags, score, frames with the bonus, seeds, frames 
     "ObstructedMaze-Full": ("--env-id ObstructedMaze-Full-v1", 0.90, 20e6, 1, 0),
 }
 VARIANTS = {"default": "", "RND alone": "--episodic-bonus none", "PPO": "--int-coef 0"}
+
+
+def flags_of(name: str, frames: float, more: str) -> list[str]:
+    """The flags of a run in an environment, for so many frames."""
+    env_id, score, *_ = ENVIRONMENTS[name]
+    return f"{env_id} --solved-score {score} --total-timesteps {frames:.0f} {more}".split()
+
+
 ROWS = {}  # set -> row -> (flags, seeds)
 ROWS["main"] = {
-    f"{name}, {variant}": (f"{flags} --solved-score {score} --total-timesteps {frames:.0f} {extra}".split(), seeds)
+    f"{name}, {variant}": (flags_of(name, frames, extra), seeds)
     for variant, extra in VARIANTS.items()
-    for name, (flags, score, own, seeds, other) in ENVIRONMENTS.items()
+    for name, (_, _, own, seeds, other) in ENVIRONMENTS.items()
     if (frames := own if variant == "default" else other)
 }
 CLAIMS = [  # what the paper and the documents that this grew from say of these: five seeds
@@ -62,10 +67,7 @@ CHANGES_ELSEWHERE = {  # where another environment says more
     "MultiRoom-N7-S8": ("--ext-coef 2", "--ent-coef 0.0005"),
 }
 ROWS["ablations"] = {
-    f"{name}, {change}": (
-        f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps 2000000 {change}".split(),
-        5 if change in CLAIMS and name == "KeyCorridorS3R3" else 3,
-    )
+    f"{name}, {change}": (flags_of(name, 2e6, change), 5 if change in CLAIMS and name == "KeyCorridorS3R3" else 3)
     for name, changes in ({"KeyCorridorS3R3": CHANGES} | CHANGES_ELSEWHERE).items()
     for change in changes
 }
@@ -82,18 +84,11 @@ ALLOWED = {
     "DoorKey-8x8": 2e6,
 }
 ROWS["novelty"] = {
-    f"{name}, {paid}": (
-        f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps {frames:.0f} {flag}".split(),
-        seeds,
-    )
+    f"{name}, {paid}": (flags_of(name, frames, flag), seeds)
     for paid, (flag, seeds) in NOVELTY.items()
     for name, frames in ALLOWED.items()
 }
-flags, score, *_ = ENVIRONMENTS["ObstructedMaze-2Dlh"]
-ROWS["novelty"]["ObstructedMaze-2Dlh, the mask alone"] = (
-    f"{flags} --solved-score {score} --total-timesteps 15000000 --novelty none".split(),
-    3,
-)
+ROWS["novelty"]["ObstructedMaze-2Dlh, the mask alone"] = flags_of("ObstructedMaze-2Dlh", 15e6, "--novelty none"), 3
 ENDS = {  # what could keep the exploration alive that dies in the largest two
     "the mask alone": "--novelty none",
     "counts": "--novelty count",
@@ -101,10 +96,7 @@ ENDS = {  # what could keep the exploration alive that dies in the largest two
     "normalised advantages": "--norm-adv",
 }
 ROWS["ends"] = {
-    f"{name}, {what}": (
-        f"{ENVIRONMENTS[name][0]} --solved-score {ENVIRONMENTS[name][1]} --total-timesteps 20000000 {flag}".split(),
-        3,
-    )
+    f"{name}, {what}": (flags_of(name, 20e6, flag), 3)
     for what, flag in ENDS.items()
     for name in ("KeyCorridorS6R3", "ObstructedMaze-Full")
 }
@@ -112,7 +104,7 @@ ROWS["divisor"] = {"KeyCorridorS6R3, a divisor begun anew at 1M": (ROWS["main"][
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
-    """The columns of the CSV for a finished run, after row and seed."""
+    """The columns of the CSV for a finished run, after those that all tables have."""
     steps, scores = curve(from_folder(folder), "charts/score", "steps")
     level = float(job.flags[job.flags.index("--solved-score") + 1])
     solved_at = next(iter(steps[scores > level]), "")
@@ -123,7 +115,6 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
         "solved_at": solved_at,
         "frames": state["step"],
         "score": f"{recent.mean():.4f}" if len(recent) else "",
-        "success": f"{(recent > 0).mean():.2f}" if len(recent) else "",
         "evaluation": returns,
         "error": error,
         "seconds": round(state["seconds"]),
@@ -134,15 +125,10 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
 def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against frames, mean and 95 % interval over seeds, a panel for each environment."""
     names = [name for name in ENVIRONMENTS if any(r["row"].startswith(f"{name},") for r in runs)]
-    columns = min(5, len(names))
-    rows = -(-len(names) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.7 * rows), squeeze=False, sharey=True)
-    for panel in panels.flat[len(names) :]:
-        panel.set_visible(False)
+    figure, panels = grid(len(names), 5, 3.1, 2.8, sharey=True)
     handles: dict[str, plt.Artist] = {}
-    variants = list(dict.fromkeys([*VARIANTS, *(r["row"].split(", ", 1)[1] for r in runs)]))
     for panel, name in zip(panels.flat, names, strict=False):
-        for k, variant in enumerate(variants):
+        for k, variant in enumerate(VARIANTS):
             style = "--" if variant == "PPO" else "-"  # it often lies on RND alone
             draw_curves(panel, curves_of(runs, f"{name}, {variant}", 1e6), f"C{k}", variant, style=style)
         panel.axhline(ENVIRONMENTS[name][1], color="0.8", linewidth=0.8, zorder=0, label="counts as solved")
@@ -150,12 +136,10 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
         panel.set(xlabel="million frames", ylim=(-0.03, 1.03))
         panel.set_title(f"{name} ({seeds})", fontsize=10)
         panel.set_xlim(left=0)
-        panel.spines[["top", "right"]].set_visible(False)
         handles |= dict(zip(*panel.get_legend_handles_labels()[::-1], strict=True))
     for panel in panels[:, 0]:
         panel.set_ylabel("mean return, last 100 episodes")
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
-    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=8, fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=8, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -185,7 +169,6 @@ def draw_changes(runs: list[dict], path: pathlib.Path) -> None:
         panel.set(ylim=(len(mine) - 0.4, -0.6), title=f"{name}, score {ENVIRONMENTS[name][1]}")
         panel.set_xlim(left=0)
         panel.grid(axis="x", color="0.9")
-        panel.spines[["top", "right"]].set_visible(False)
     panels[-1, 0].set_xlabel(
         "million frames to the score\na mark for each seed (how many); x: not by then; dotted: the first row's median"
     )
@@ -203,7 +186,7 @@ def print_table(runs: list[dict], rows: dict) -> None:
             solved = [r for r in mine if r["solved_at"]]
             cells = [f"{len(solved)} of {len(mine)}", spread([r["solved_at"] for r in solved], ".2f", 1e6, "never")]
             cells.append(spread([r["frames"] for r in mine], ".2f", 1e6))
-            cells.append(spread([r["score"] or "nan" for r in mine], ".3f"))
+            cells.append(spread([r["score"] for r in mine], ".3f"))
             cells.append(spread([r["evaluation"] for r in solved], ".3f"))
             cells.append(spread([r["seconds"] for r in mine], ".1f", 60))
             print(f"| {row} | `{' '.join(flags)}` | {' | '.join(cells)} |")
@@ -219,7 +202,8 @@ def print_tests(runs: list[dict]) -> None:
         name, change = row.split(", ", 1)
         ours, theirs = frames(row), frames(f"{name}, default")
         if change != "default" and len(ours) >= 5 and len(theirs) >= 5:
-            print(f"{row}: p = {mannwhitneyu(ours, theirs).pvalue:.3f}")
+            p = mannwhitneyu(ours, theirs, method=PermutationMethod()).pvalue  # all 252 ways: there are ties
+            print(f"{row}: p = {p:.3f}")
 
 
 def main() -> int:
@@ -235,7 +219,7 @@ def main() -> int:
     if args.set == "main":
         draw(runs, args.out.with_name(args.out.name + "_curves.png"))
     else:
-        own = [r for r in read_table(args.out.with_name("minigrid.csv")) if r["row"].endswith(", default")]
+        own = [r for r in read_table(ROOT / "docs/results/minigrid.csv") if r["row"].endswith(", default")]
         draw_changes([*own, *runs], args.out.with_suffix(".png"))
         print_tests([*own, *runs])
     return status

@@ -9,21 +9,17 @@ and of other games. OUT.csv gets the numbers, OUT.png the figure.
 """
 
 import argparse
-import csv
 import pathlib
 import sys
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from sweep import read_table
+from sweep import read_table, write_table
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import ppo_rnd_atari as script
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 ROOMS = (0, 2, 5, 10, 15, 20)
 GAMES = ("Venture-v5", "Gravitar-v5", "Pitfall-v5", "PrivateEye-v5")
@@ -39,7 +35,7 @@ def random_frames(env_id: str, num_envs: int, steps: int, seed: int) -> torch.Te
 
 
 def room_frames(room: int, steps: int) -> torch.Tensor:
-    """Frames (steps, 1, 84, 84) uint8 of a room of Montezuma's Revenge in which a random agent is put down."""
+    """Frames (steps - 4, 1, 84, 84) uint8 of a room of Montezuma's Revenge in which a random agent is put down."""
     env = script.make_evaluation_env(script.Args(env_id="MontezumaRevenge-v5"))
     rng = np.random.default_rng(room)
     env.reset(seed=room)
@@ -64,23 +60,20 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
     axes.set(yscale="log", xlabel="thousand steps of a random agent in room 1", ylabel="raw intrinsic reward")
     axes.set_title("Where the agent has been the bonus falls far, elsewhere little")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="path of the results, without its ending")
-    parser.add_argument("--rollouts", type=int, default=300, help="rollouts of 32 x 32 steps to learn from")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the results, without its ending")
     parser.add_argument("--redraw", action="store_true", help="run nothing; the figure from the CSV as it is")
     args = parser.parse_args()
     if args.redraw:
-        draw(read_table(pathlib.Path(f"{args.out}.csv")), pathlib.Path(f"{args.out}.png"))
+        draw(read_table(args.out.with_suffix(".csv")), args.out.with_suffix(".png"))
         return
-    pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-    device, rng = torch.device("cpu"), np.random.default_rng(args.seed)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(1)
+    device, rng = torch.device("cpu"), np.random.default_rng(1)
     T, N = 32, 32
 
     held_out = {"Montezuma room 1 (held out)": random_frames("MontezumaRevenge-v5", 4, 200, seed=10_000)[::4]}
@@ -92,7 +85,7 @@ def main() -> None:
     rnd = script.RND(N, device)
     optimizer = torch.optim.Adam(rnd.predictor.parameters(), lr=1e-4, eps=1e-8)
     rows = []
-    for rollout in tqdm(range(args.rollouts + 20)):  # 20 of them for the statistics alone, as the script's warm-up
+    for rollout in tqdm(range(300 + 20)):  # 20 of them for the statistics alone, as the script's warm-up
         steps = [envs.step(rng.integers(envs.num_actions, size=N)) for _ in range(T)]
         frames = torch.from_numpy(np.stack([obs[:, 3] for obs, _, _, _ in steps]))  # (T, N, 84, 84)
         valid = torch.from_numpy(np.stack([ok for _, _, _, ok in steps]))  # (T, N)
@@ -115,12 +108,8 @@ def main() -> None:
     if envs.stats.visited != {1}:
         print(f"the random agent has been in rooms {sorted(envs.stats.visited)}")
 
-    out = pathlib.Path(args.out)
-    with open(out.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    draw(rows, out.with_suffix(".png"))
+    write_table(args.out.with_suffix(".csv"), rows)
+    draw(rows, args.out.with_suffix(".png"))
     last = rows[-1]
     known = last["Montezuma room 1 (held out)"]
     print(f"after {last['steps']:,} steps, as multiples of the reward in room 1 ({known:.4g}):")

@@ -1,4 +1,4 @@
-"""From runs to a figure: the mean over seeds with its bootstrap 95 % interval, of any scalar, over frames or hours.
+"""From runs to a figure: the mean over seeds with its bootstrap 95 % interval, of any scalar, over steps or hours.
 
     python benchmark/plot.py runs/A runs/B --scalars charts/episodic_return rnd/rooms_visited --out docs/results/name
     python benchmark/plot.py docs/results/sweep.csv --scalars charts/episodic_return --x hours --out docs/results/name
@@ -25,9 +25,11 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
+plt.rc("axes.spines", top=False, right=False)
+
 COLUMNS = ["run", "setting", "seed", "step", "hours"]  # of a CSV, before its scalars
 NOT_A_SETTING = {
-    *("seed", "runs_dir", "resume", "evaluate", "device", "checkpoint_interval", "track", "wandb_project", "plot"),
+    *("seed", "runs_dir", "resume", "evaluate", "device", "checkpoint_interval", "track", "plot"),
     *("capture_video", "eval_episodes", "commit", "python", "torch", "envpool", "gymnasium", "numpy", "minigrid"),
 }
 NAME = re.compile(r"(?P<env>.+)__(?P<script>.+)__(?P<seed>\d+)__(?P<time>[\d_-]{15,})")
@@ -75,14 +77,17 @@ class Run:
     scalars: dict[str, np.ndarray]
     flags: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def frames(self) -> np.ndarray:
-        """(K,) emulator frames: 4 to a step on Atari, 1 elsewhere."""
-        return self.steps * (4 if "_atari" in self.name else 1)
+
+def stem(path: str) -> pathlib.Path:
+    """For argparse: a path without its ending; what follows a dot would be taken for one."""
+    if pathlib.Path(path).suffix:
+        raise argparse.ArgumentTypeError(f"{path}: without its ending, and without a dot in its name")
+    return pathlib.Path(path)
 
 
 def from_folder(folder: pathlib.Path) -> Run:
     """A run from its folder; its setting is the environment and the script. ValueError if there is nothing in it."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     points = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     if not points:
@@ -94,8 +99,10 @@ def from_folder(folder: pathlib.Path) -> Run:
         hours = np.cumsum(np.diff(steps, prepend=0) / scalars["charts/SPS"]) / 3600
     flags = {}
     if "hyperparameters/text_summary" in events.Tags()["tensors"]:
-        table = events.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
-        flags = dict(line[1:-1].split("|", 1) for line in table.splitlines()[2:])
+        texts = [x.tensor_proto.string_val[0].decode() for x in events.Tensors("hyperparameters/text_summary")]
+        starts = [dict(line[1:-1].split("|", 1) for line in text.splitlines()[2:]) for text in texts]
+        commits = dict.fromkeys(start.get("commit", "") for start in starts)  # of all its pieces
+        flags = starts[0] | {"commit": " ".join(commits)}
     match = NAME.fullmatch(folder.name)
     setting, seed = (f"{match['env']}, {match['script']}", int(match["seed"])) if match else (folder.name, 0)
     return Run(folder.name, setting, seed, steps, hours, scalars, flags)
@@ -155,10 +162,10 @@ def write_csv(runs: list[Run], path: pathlib.Path, points: int | None = None) ->
 
 
 def curve(run: Run, tag: str, x: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the scalar has values, (K,), and the values, (K,); x is steps, frames or hours."""
+    """Where the scalar has values, (K,), and the values, (K,); x is steps or hours."""
     values = run.scalars.get(tag, np.full(len(run.steps), np.nan))
     there = ~np.isnan(values)
-    return {"steps": run.steps, "frames": run.frames(), "hours": run.hours}[x][there], values[there]
+    return {"steps": run.steps, "hours": run.hours}[x][there], values[there]
 
 
 def mean_and_interval(curves: list[tuple[np.ndarray, np.ndarray]], points: int = 200) -> tuple[np.ndarray, ...]:
@@ -203,11 +210,24 @@ def draw_curves(
         panel.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
 
 
+def grid(n: int, columns: int, width: float, height: float, **how) -> tuple[plt.Figure, np.ndarray]:
+    """A figure of n panels, at most so many in a row, each so many inches; places that are left over are hidden."""
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    size = (columns * width, rows * height)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **how)
+    for panel in panels.flat[n:]:
+        panel.set_visible(False)
+    return figure, panels
+
+
 def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -> None:
     """A curve for each setting."""
     unit, whole = 1 if x == "hours" else 1e6, True
     for k, setting in enumerate(dict.fromkeys(run.setting for run in runs)):
-        alike = [run for run in runs if run.setting == setting]
+        alike = [run for run in runs if run.setting == setting and len(curve(run, tag, x)[0])]
+        if not alike:
+            continue
         label = number_of(len({run.seed for run in alike}), "seed")
         if len(alike) > len({run.seed for run in alike}):
             label = f"{number_of(len(alike), 'run')} of {label}"
@@ -219,7 +239,7 @@ def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -
                 panel.plot(xs, ys, color=tint, linewidth=0.9, label=f"{setting}, seed {run.seed}")
                 panel.plot(xs[-1:], ys[-1:], ".", color=tint, markersize=5)  # where the run ends
         else:
-            draw_curves(panel, [c for c in curves if len(c[0])], f"C{k}", f"{setting} ({label})")
+            draw_curves(panel, curves, f"C{k}", f"{setting} ({label})")
     words = tag.split("/")[-1].replace("_", " ")
     title, label = NAMES.get(tag, (words, words))
     panel.set(title=title, ylabel=label, xlabel=x if unit == 1 else f"million {x}")
@@ -227,16 +247,15 @@ def draw(panel: plt.Axes, runs: list[Run], tag: str, x: str, every_seed: bool) -
         panel.set_ylim(bottom=max(panel.get_ylim()[0], -1.05))
     if whole:
         panel.yaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=pathlib.Path, help="folders of runs, or CSV files")
     parser.add_argument("--scalars", nargs="+", default=["charts/episodic_return"], help="one panel each")
-    parser.add_argument("--x", choices=["frames", "steps", "hours"], default="frames", help="what to draw over")
+    parser.add_argument("--x", choices=["steps", "hours"], default="steps", help="what to draw over")
     parser.add_argument("--every-seed", action="store_true", help="a line for each run in place of mean and interval")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the results, without its ending")
+    parser.add_argument("--out", required=True, type=stem, help="path of the results, without its ending")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     runs = []
@@ -255,12 +274,7 @@ def main() -> None:
     if any(source.is_dir() for source in args.sources):
         write_csv(runs, args.out.with_suffix(".csv"))
 
-    columns = min(3, len(args.scalars))
-    rows = -(-len(args.scalars) // columns)
-    size = (4.4 * columns, 2.9 * rows + 0.3)
-    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for panel in panels.flat[len(args.scalars) :]:
-        panel.set_visible(False)
+    figure, panels = grid(len(args.scalars), 3, 4.4, 3.1)
     for panel, tag in zip(panels.flat, args.scalars, strict=False):
         draw(panel, runs, tag, args.x, args.every_seed)
     handles = {}

@@ -12,12 +12,8 @@ import math
 import pathlib
 import sys
 
-import matplotlib
-from plot import curve, from_folder
+from plot import curve, from_folder, grid
 from sweep import ROOT, Job, curve_cell, curves_of, evaluation, fill_table, spread, table_parser
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SCRIPT = ROOT / "ppo_rnd_atari_ram.py"
 LEVELS = {"key": 100, "door": 400, "1,000": 1000, "2,500": 2500}  # Montezuma's Revenge
@@ -39,10 +35,10 @@ ROWS |= {
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
-    """The columns of the CSV for a finished run, after row and seed."""
+    """The columns of the CSV for a finished run, after those that all tables have."""
     run = from_folder(folder)
     steps, scores = curve(run, "charts/score", "steps")
-    rooms = curve(run, "rnd/rooms_visited", "steps")[1] if "rnd/rooms_visited" in run.scalars else []
+    rooms = curve(run, "rnd/rooms_visited", "steps")[1]
     returns, error = evaluation(SCRIPT, folder)
     levels = LEVELS if job.row.startswith("MontezumaRevenge") else dict.fromkeys(LEVELS, math.inf)
     reached = {name: next(iter(steps[scores >= level]), "") for name, level in levels.items()}
@@ -59,13 +55,7 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
 def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against steps, a line for each seed, a panel for each game."""
     games = [game for game in STEPS if any(r["row"].startswith(f"{game},") for r in runs)]
-    columns = min(3, len(games))
-    rows = -(-len(games) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(1.5 + 3 * columns, 2.8 * rows), squeeze=False, layout="constrained"
-    )
-    for panel in panels.flat[len(games) :]:
-        panel.set_visible(False)
+    figure, panels = grid(len(games), 3, 3.5, 2.8)
     for panel, game in zip(panels.flat, games, strict=False):
         for k, variant in enumerate(VARIANTS):
             curves = curves_of(runs, f"{game}, {variant}", 1e6)
@@ -74,7 +64,6 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
             for n, (x, y) in enumerate(curves):
                 panel.plot(x, y, f"C{k}", linewidth=1, label=None if n else variant)
         panel.set(title=game, xlabel="million steps")
-        panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[:, 0]:
         panel.set_ylabel("mean return, last 100 episodes")
     panels[0, 0].legend(frameon=False, fontsize=8)
@@ -86,9 +75,9 @@ def print_table(runs: list[dict]) -> None:
     names = [name for name in LEVELS if any(r[name] for r in runs)]
     print("| row | seeds |", "".join(f" {name}, million steps |" for name in names), "score | rooms | evaluation |")
     print("|---|---|" + "---|" * (len(names) + 3))
-    there = {r["row"] for r in runs}
-    for row in [row for row in ROWS if row in there] + sorted(there - ROWS.keys()):
-        of = [r for r in runs if r["row"] == row]
+    for row in ROWS:
+        if not (of := [r for r in runs if r["row"] == row]):
+            continue
         levels = "".join(f" {spread([r[name] for r in of], '.2f', 1e6, 'never')} |" for name in names)
         rest = " | ".join(spread([r[name] for r in of], "z.0f") for name in ("score", "rooms", "evaluation"))
         print(f"| {row} | {len(of)} |{levels} {rest} |")

@@ -1,32 +1,28 @@
 """What the ranks of a distributed run spend on each other: transfers, and waiting for the slowest.
 
-    torchrun --nproc-per-node 2 benchmark/ranks.py --script ppo_rnd_atari.py --device cpu --warmup-rollouts 1
+    torchrun --nproc-per-node 2 benchmark/ranks.py --device cpu --warmup-rollouts 1
 
-Runs a script with its own flags for two iterations, of which the first is not counted. Before each collective
+Runs ppo_rnd_atari.py with its own flags for two iterations, of which the first is not counted. Before each collective
 operation the ranks meet, so that waiting and transfer can be told apart; rank 0 prints both as shares of the iteration.
 """
 
-import argparse
-import importlib
 import pathlib
 import sys
 import tempfile
 import time
 
 import torch.distributed as dist
-import tyro
 from torch.utils.tensorboard import SummaryWriter
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import ppo_rnd_atari as script
 
 KINDS = {"all_reduce": "gradients, statistics, averages", "all_gather_object": "episodes, signals, checkpoints"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--script", type=pathlib.Path, default=pathlib.Path("ppo_rnd_atari.py"))
-    own, flags = parser.parse_known_args()  # all others are flags of the script
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-    script = importlib.import_module(own.script.stem)
-    args = tyro.cli(script.Args, args=flags)
+    flags = sys.argv[1:]
+    args, *_ = script.parse(flags)
     seconds: dict[str, float] = {"waiting": 0.0} | dict.fromkeys(KINDS.values(), 0.0)
     calls = dict.fromkeys(KINDS.values(), 0)
     marks = []

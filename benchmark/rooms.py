@@ -11,24 +11,21 @@ on where it was stopped.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import sys
 
-import matplotlib
 import numpy as np
 import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import matplotlib.pyplot as plt
 from embed import plot_embeddings, separability
 from plot import draw_curves
+from sweep import write_table
 
 import snd_atari as script
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 ROOMS = (0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 14, 18)  # of those that are not dark, one of each look
 CPU = torch.device("cpu")
@@ -111,10 +108,8 @@ def main() -> None:
                     shown |= {f"{preset}, random": saved["first"], f"{preset}, {args.updates} updates": saved["last"]}
             print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in lines[-1].items()))
 
-    with open(args.out.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, [*lines[0]])
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+    rounded = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines]
+    write_table(args.out.with_suffix(".csv"), rounded)
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     titles = {
         "nearest": "nearest frame of another visit\nis of the same room",
@@ -127,7 +122,6 @@ def main() -> None:
             curves = [(np.array([x["updates"] for x in one]), np.array([x[key] for x in one])) for one in mine]
             draw_curves(panel, curves, f"C{k}", f"{preset} ({len(curves)} seeds)", every_seed=True)
         panel.set(title=title, xlabel="updates of the target (0: random)")
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
     figure.savefig(args.out.with_suffix(".png"), dpi=110)
     plot_embeddings(shown, rooms, episodes, args.seeds[0], args.out.with_name(args.out.name + "_embed.png"))

@@ -1,6 +1,7 @@
 """snd_atari.py whose statistics of the frames start as in the author's run, slowly: a control for docs/results.
 
-His start is a variance of 1 for frames between 0 and 1, with the weight of one step of 128 frames. Same flags.
+His start is a variance of 1 for frames between 0 and 1, with the weight of one step of 128 frames. Same flags,
+--resume too.
 """
 
 import pathlib

@@ -9,7 +9,7 @@ its own. The same command again goes on where the last one was stopped, by Ctrl-
 is not repeated, one that was interrupted is resumed (or starts anew, if its script has no --resume). OUT.csv gets what
 the finished runs have logged.
 
-benchmark/maze.py, doorkey.py and minigrid_runs.py fill their tables with the functions below.
+maze.py, doorkey.py, minigrid_runs.py, ram.py, dqn.py and continuous.py fill their tables with the functions below.
 """
 
 import argparse
@@ -126,9 +126,9 @@ def run_all(
                 job = futures[future]
                 try:
                     text = note(job, future.result())
-                except RuntimeError as error:
+                except Exception as error:  # one run's fault is no other's
                     failed += 1
-                    text = f"FAILED: {error}"
+                    text = f"FAILED: {str(error) or repr(error)}"
                 print(f"{k}/{len(jobs)} {job.row}, seed {job.seed}: {text}", flush=True)
         except KeyboardInterrupt:
             stopped.set()
@@ -147,7 +147,7 @@ def run_all(
 def table_parser(doc: str, runs_dir: str) -> argparse.ArgumentParser:
     """The flags of a program that fills a table."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")
+    parser.add_argument("--out", type=plot.stem, required=True, help="path of the results, without its ending")
     parser.add_argument("--runs-dir", type=pathlib.Path, default=runs_dir, help="where the runs are kept")
     parser.add_argument("--rows", nargs="+", default=[""], help="which rows to run: names, or how they begin")
     parser.add_argument("--seeds", type=int, nargs="+", help="which seeds to run; otherwise all")
@@ -164,6 +164,16 @@ def read_table(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def write_table(path: pathlib.Path, lines: list[dict]) -> None:
+    """Lines to a CSV, which is there whole or not at all; some may have more columns than others."""
+    part = path.with_suffix(".part")
+    with open(part, "w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(key for line in lines for key in line))
+        writer.writeheader()
+        writer.writerows(lines)
+    part.replace(path)
+
+
 def fill_table(
     script: pathlib.Path,
     rows: dict[str, tuple[list[str], int]],
@@ -176,6 +186,7 @@ def fill_table(
     Args:
         rows: name -> (flags, how many seeds)
         args: those of `table_parser`
+        measure: the columns of a finished run, after row, seed, flags and commit
         tell: says of a new line what to print
     Returns: all lines, and the exit status, 0 or 1. If the runs were stopped, it leaves the program.
     """
@@ -197,14 +208,13 @@ def fill_table(
         sys.exit(f"no such rows and seeds; the rows are: {'; '.join(rows)}")
 
     def note(job: Job, line: dict) -> str:
-        lines = [*read_table(path), line]
-        part = path.with_suffix(".part")
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, dict.fromkeys(key for line in lines for key in line))  # there may be new ones
-            writer.writeheader()
-            writer.writerows(lines)
-        part.replace(path)
+        write_table(path, [*read_table(path), line])
         return tell(line)
+
+    def line_of(job: Job, folder: pathlib.Path, _: str) -> dict:
+        commit = plot.from_folder(folder).flags.get("commit", "")
+        line = {"row": job.row, "seed": job.seed, "flags": " ".join(job.flags), "commit": commit}
+        return line | measure(job, folder)
 
     status = run_all(
         script,
@@ -212,7 +222,7 @@ def fill_table(
         args.runs_dir,
         args.jobs,
         threads=1,
-        measure=lambda job, folder, _: {"row": job.row, "seed": job.seed} | measure(job, folder),
+        measure=line_of,
         note=note,
     )
     if status == 130:
@@ -260,7 +270,7 @@ def spread(cells: list[str], form: str, unit: float = 1.0, none: str = "") -> st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", type=pathlib.Path, help="the script")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the results, without its ending")
+    parser.add_argument("--out", type=plot.stem, required=True, help="path of the results, without its ending")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--settings", nargs="+", default=[""], help="flags of one setting each, in quotes")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; each gets its share of the cores")
@@ -291,6 +301,8 @@ def main() -> int:
         if (folder / "finished.txt").exists():
             runs.append(plot.from_folder(next(folder.glob("*/"))))
             runs[-1].setting, runs[-1].seed = job.row, job.seed
+    if len(commits := {run.flags.get("commit", "unknown") for run in runs}) > 1:
+        print(f"note: these runs are of commits {', '.join(sorted(commits))}")
     if runs:
         plot.write_csv(runs, args.out.with_suffix(".csv"), args.points)
         print(f"{args.out.with_suffix('.csv')}: {len(runs)} of {len(jobs)} runs")

@@ -178,7 +178,7 @@ def test_rows_of_the_dqn_table(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "M__s__1__x", [100.0, 200.0, 300.0, 350.0])  # episodes of 2 and 4 at steps 200, 400
     (folder / "replay.pt").touch()
     line = dqn.measure(sweep.Job("Pong, RAM, DQN", ["--obs", "ram"], 1), folder)
-    assert line["flags"] == "--obs ram" and line["score"] == "350.00" and line["first_reward"] == 200
+    assert line["score"] == "350.00"
     assert line["before_1m"] == "" and line["before_end"] == "3.00" and line["rooms"] == ""
     assert asked == [(30, "--policy", "epsilon-greedy")] and not (folder / "replay.pt").exists()
 
@@ -187,7 +187,6 @@ def test_table_of_runs_and_back(tmp_path):
     folder = make_run(tmp_path / "Game-v5__ppo_rnd_atari__7__20260102-030405-123456", [0.5, 1.5, 2.5, 3.5])
     run = plot.from_folder(folder)
     assert (run.setting, run.seed, run.steps.tolist()) == ("Game-v5, ppo_rnd_atari", 7, [100, 200, 300, 400])
-    assert run.frames().tolist() == [400, 800, 1200, 1600]
     np.testing.assert_allclose(run.hours * 3600, [10, 20, 30, 40])
     plot.write_csv([run], tmp_path / "all.csv")
     (again,) = plot.from_csv(tmp_path / "all.csv")
@@ -397,7 +396,7 @@ def test_table_gets_a_line_for_each_run_and_repeats_none(tmp_path, monkeypatch):
     args.rows = ["first"]
     two = {"first": ([], 2), "first and more": (["--break", "1"], 1)}  # a whole name is that row alone
     lines, status = sweep.fill_table(script, two, args, measure, tell=str)  # columns that are new
-    assert not status and lines[0] == {"row": "first", "seed": "1", "flags": "", "score": "", "curve": ""}
+    assert not status and lines[0] == dict.fromkeys(lines[1], "") | {"row": "first", "seed": "1"}
     assert len(lines) == 2 and (lines[1]["seed"], lines[1]["flags"], lines[1]["score"]) == ("2", "", "6.0")
     args.out.with_suffix(".csv").write_text("row,seed,flags\nfirst,1,--add 1\n")
     with pytest.raises(SystemExit, match="first, seed 1, was run with other flags"):
