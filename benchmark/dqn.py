@@ -6,9 +6,9 @@
 Each run is `python dqn_rnd_atari.py` with the flags of its row, as a process of its own on one thread. Runs that are
 already in the CSV are not repeated, so this can be stopped and started again; a run that was stopped goes on from its
 checkpoint, from RAM with its memory. Writes <out>.csv (a line for each run), the figure <out>.png, and prints the
-table: lowest / median / highest over the seeds. Returns are of the training episodes that ended in 250,000 steps,
-as Dopamine reports them, here means over the lines of the log, one for each 2,000 steps; "evaluation" is the mean of 30 fresh episodes, one action in a thousand random and
-the others of the highest value, whatever the policy was.
+table: lowest / median / highest over the seeds. Returns are of the training episodes that ended in 250,000 steps, as
+Dopamine reports them, here means over the lines of the log, one for each 2,000 steps; "evaluation" is the mean of 30
+fresh episodes, one action in a thousand random and the others of the highest value, whatever the policy was.
 """
 
 import pathlib
