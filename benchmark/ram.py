@@ -55,7 +55,7 @@ def measure(job: Job, folder: pathlib.Path) -> dict:
 def draw(runs: list[dict], path: pathlib.Path) -> None:
     """Score against steps, a line for each seed of each row, a panel for each game."""
     games = [game for game in STEPS if any(r["row"].startswith(f"{game},") for r in runs)]
-    figure, panels = grid(len(games), 3, 3.5, 2.8)
+    figure, panels = grid(len(games), 3, 4, 3)
     for panel, game in zip(panels.flat, games, strict=False):
         for k, variant in enumerate(VARIANTS):
             curves = curves_of(runs, f"{game}, {variant}", 1e6)
