@@ -875,7 +875,9 @@ def test_the_bonus_solves_a_corridor_that_ppo_alone_does_not(monkeypatch):
     import corridor
 
     monkeypatch.setattr(script.envpool, "make", script.envpool.make)  # put back afterwards
-    for int_coef, solved in ((1.0, True), (0.0, False)):
-        returns = corridor.train(seed=1, int_coef=int_coef, steps=24 * 1024)["charts/episodic_return"]
+    flags, rows = corridor.SETTINGS["ppo_rnd_atari"]
+    for row, solved in (("with the bonus", True), ("without", False)):
+        words = f"{flags} {rows[row]} --total-timesteps 24576".split()
+        returns = corridor.train(ROOT / "ppo_rnd_atari.py", 1, words)["charts/episodic_return"]
         last = np.mean([value for _, value in returns[-5:]])
         assert last > 0.9 if solved else last == 0
