@@ -1,7 +1,7 @@
 """Can a script solve in minutes, on a CPU, what it cannot solve without the bonus? A measurement and a figure.
 
     python benchmark/corridor.py --seeds 1 2 3 4 5 --out docs/results/corridor
-    python benchmark/corridor.py --script dqn_rnd_atari.py --out docs/results/corridor_dqn
+    python benchmark/corridor.py --script dqn_rnd_atari.py --mixed --out docs/results/corridor_dqn
     python benchmark/corridor.py --script my_bonus.py --out runs/my_bonus --rows "with the bonus" -- --obs-norm frozen
 
 The first line does so with ppo_rnd_atari.py, the last with a changed copy of it; what stands after `--` are flags of
@@ -10,12 +10,14 @@ that script.
 The script itself plays a corridor instead of an Atari game: five rooms of six cells, each room with a
 pattern of its own, shown as pictures through EnvPool's interface. Of six actions one goes right and one left. The
 only reward, 1, is at the right end, 29 steps away; an episode is cut after 100 steps. A random agent gets there in one
-episode of 1,328,721. The console's memory, for scripts that read it, has 255 in the byte of the cell and 0 in others.
+episode of 1,328,721. The console's memory, for scripts that read it, has a byte for each cell. With --mixed it differs
+from cell to cell which action goes right: an agent that prefers one of them everywhere, by chance, gets nowhere.
 Runs that are in the CSV are not repeated. OUT.csv gets the numbers, OUT.png the figure.
 """
 
 import argparse
 import collections
+import functools
 import importlib
 import pathlib
 import sys
@@ -33,13 +35,13 @@ ROOMS, CELLS, LIMIT = 5, 6, 100
 WITHOUT = {"without": "--int-coef 0"}
 SMALL = "--num-envs 16 --num-steps 64 --learning-rate 3e-4"
 PPO = f"{SMALL} --warmup-rollouts 5 --update-proportion 0.25 --total-timesteps 30720"
-DQN = "--obs ram --learning-rate 3e-4 --learning-starts 2000 --epsilon-steps 10000 --target-every 1000"
+DQN = "--obs ram --learning-rate 3e-4 --adam-eps 1e-8 --learning-starts 2000 --epsilon-steps 10000 --target-every 1000"
 DQN += " --buffer-size 100000 --total-timesteps 60000 --log-interval 1000"
 SND = f"{SMALL} --num-minibatches 4 --total-timesteps 30720"
 SETTINGS = {  # script -> flags of all its runs, and of each row; a copy under another name has those of the first
     "ppo_rnd_atari": (PPO, {"with the bonus": ""} | WITHOUT),
     "ppo_rnd_atari_ram": (f"{PPO} --num-minibatches 4", {"with the bonus": ""} | WITHOUT),
-    "dqn_rnd_atari": (DQN, BONUSES),
+    "dqn_rnd_atari": (DQN, BONUSES | {"recomputed, Adam's epsilon 1.5e-4": "--adam-eps 1.5e-4"}),
     "snd_atari": (SND, {"SND": "", "a random target": "--target-loss none"} | WITHOUT),
 }
 
@@ -47,7 +49,20 @@ SETTINGS = {  # script -> flags of all its runs, and of each row; a copy under a
 class Corridor:
     """N corridors with the interface and the next-step reset of EnvPool's Atari games."""
 
-    def __init__(self, env_id: str, num_envs: int, img_height: int = 84, img_width: int = 84, stack_num: int = 4, **_):
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        img_height: int = 84,
+        img_width: int = 84,
+        stack_num: int = 4,
+        mixed: bool = False,
+        **_,
+    ):
+        self.right, self.left = np.full(ROOMS * CELLS, 2), np.full(ROOMS * CELLS, 3)  # which action, in each cell
+        if mixed:
+            actions = np.tile(np.arange(6), (ROOMS * CELLS, 1))
+            self.right, self.left = np.random.default_rng(0).permuted(actions, axis=1)[:, :2].T
         patterns = np.random.default_rng(0).integers(0, 160, (ROOMS, 12, 12)).astype(np.uint8)
         self.pictures = np.zeros((ROOMS * CELLS, img_height, img_width), np.uint8)  # one for each cell
         for cell in range(ROOMS * CELLS):
@@ -73,7 +88,7 @@ class Corridor:
 
     def step(self, actions):
         reset = self.done
-        move = (actions == 2).astype(int) - (actions == 3)
+        move = (actions == self.right[self.cell]).astype(int) - (actions == self.left[self.cell])
         self.cell = np.where(reset, 0, np.clip(self.cell + move, 0, ROOMS * CELLS - 1))
         self.time = np.where(reset, 0, self.time + 1)
         won = self.cell == ROOMS * CELLS - 1
@@ -85,11 +100,11 @@ class Corridor:
         return self.obs.copy(), won.astype(np.float32), won, truncated, self.memory()
 
 
-def train(path: pathlib.Path, seed: int, flags: list[str]) -> dict[str, list[tuple[int, float]]]:
+def train(path: pathlib.Path, seed: int, flags: list[str], mixed: bool = False) -> dict[str, list[tuple[int, float]]]:
     """Runs the script at `path` on corridors; returns its TensorBoard scalars."""
     sys.path.insert(0, str(path.resolve().parent))
     script: types.ModuleType = importlib.import_module(path.stem)
-    script.envpool.make = Corridor
+    script.envpool.make = functools.partial(Corridor, mixed=mixed)
     # as if it were Montezuma's Revenge, whose memory has the room in the same place
     flags = ["--env-id", "MontezumaRevenge", "--device", "cpu", "--checkpoint-interval", "1e6", *flags]
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +144,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=stem, help="path of the results, without its ending")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--rows", nargs="+", help="which rows to run; otherwise all")
-    parser.add_argument("--script", type=pathlib.Path, default=ROOT / "ppo_rnd_atari.py", help="or a changed copy of it")
+    parser.add_argument(
+        "--script", type=pathlib.Path, default=ROOT / "ppo_rnd_atari.py", help="or a changed copy of it"
+    )
+    parser.add_argument("--mixed", action="store_true", help="which action goes right differs from cell to cell")
     parser.add_argument("--redraw", action="store_true", help="run nothing; the figure from the CSV as it is")
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
@@ -141,7 +159,7 @@ def main() -> None:
         for seed in args.seeds:
             if any(line["row"] == row and line["seed"] == str(seed) for line in lines):
                 continue
-            scalars = train(args.script, seed, [*f"{flags} {rows[row]}".split(), *args.flags])
+            scalars = train(args.script, seed, [*f"{flags} {rows[row]}".split(), *args.flags], args.mixed)
             final = np.mean([value for _, value in scalars["charts/episodic_return"][-10:]])
             rooms = scalars["rnd/rooms_visited"][-1][1]
             print(f"{row}, seed {seed}: success {final:.2f} in the end, {rooms:.0f} of {ROOMS} rooms")
