@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 sys.path.insert(0, str(ROOT / "benchmark"))
 import aggregate
 import continuous
+import corridor
 import doorkey
 import dqn
 import maze
@@ -129,6 +130,45 @@ def test_the_controls_of_doorkey_change_the_bonus_and_nothing_else(monkeypatch):
             assert torch.equal(script.intrinsic_rewards(rnd, rollout, args)[0], (rollout.visits == 1).float())
     finally:
         script.novelty, script.intrinsic_rewards = own
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_end_of_the_corridor_is_29_right_actions_away(mixed):
+    pool = corridor.Corridor("", num_envs=2, img_height=21, img_width=20, stack_num=1, mixed=mixed)
+    obs, info = pool.reset()
+    assert obs.shape == (2, 1, 21, 20) and info["ram"].shape == (2, 128)
+    assert (len({*pool.right}) > 1) == mixed and (pool.right != pool.left).all()
+    seen = [obs[0]]
+    for step in range(1, 30):  # the second one goes left instead, and stays where it is
+        actions = np.array([pool.right[pool.cell[0]], pool.left[0]])
+        obs, rewards, terminated, truncated, info = pool.step(actions)
+        seen.append(obs[0])
+        assert (
+            rewards.tolist() == [step == 29, 0] and terminated.tolist() == [step == 29, False] and not truncated.any()
+        )
+        assert info["ram"][:, 3].tolist() == [step // 6, 0]
+    assert len({x.tobytes() for x in seen}) == 30 and (obs[1] == seen[0]).all()
+    obs, rewards, *_ = pool.step(np.array([pool.right[0], 0]))  # the reset ignores its action
+    assert (obs[0] == seen[0]).all() and rewards[0] == 0
+    for step in range(31, 101):
+        *_, truncated, _ = pool.step(np.zeros(2, int) + pool.left[0])
+        assert truncated.tolist() == [False, step == 100]
+
+
+@pytest.mark.parametrize("name", corridor.SETTINGS)
+def test_every_row_of_the_corridor_is_played_by_its_script(name, monkeypatch):
+    script = importlib.import_module(name)
+    monkeypatch.setattr(script.envpool, "make", script.envpool.make)  # put back afterwards
+    small = "--num-envs 4 --num-steps 8 --total-timesteps 64 --num-minibatches 2 --warmup-rollouts 1"
+    if name == "dqn_rnd_atari":
+        small = "--num-envs 4 --num-steps 4 --total-timesteps 64 --learning-starts 16 --log-interval 16"
+    if name == "snd_atari":
+        small += " --target-batch 4"
+    flags, rows = corridor.SETTINGS[name]
+    for row in rows.values():
+        scalars = corridor.train(ROOT / f"{name}.py", 1, f"{flags} {row} {small}".split())
+        steps, rooms = zip(*scalars["rnd/rooms_visited"], strict=True)
+        assert steps[-1] == 64 and 1 <= rooms[-1] <= 3
 
 
 def test_the_control_of_dqn_turns_the_entropy_round(monkeypatch):
