@@ -567,6 +567,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         init_orthogonal(rnd)
     rates = (agent.parameters(), args.learning_rate), (predictor, args.predictor_learning_rate)
     optimizer = RMSprop([{"params": [*parameters], "lr": rate} for parameters, rate in rates])
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         envs.reset()
@@ -577,7 +578,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, optimizer, rollout, advantages, returns, predictor_loss, args)
             step += per_iteration
-            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns, args))
+            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns, args) | scalars)
             run.save()
         return run.finish()
 
@@ -991,7 +992,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            if isinstance(error, RuntimeError) and not re.search("alloc|of memory|calculation", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

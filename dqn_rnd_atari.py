@@ -743,6 +743,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     agent_group = {"params": agent.parameters(), "lr": args.learning_rate, "eps": args.adam_eps}
     rnd_group = {"params": rnd.predictor.parameters(), "lr": args.predictor_learning_rate}
     optimizer = Adam([agent_group, rnd_group], fused=True)
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "target_agent": target_agent, "rnd": rnd, "optimizer": optimizer}
     learner["stats"] = envs.stats
     with contextlib.closing(Run(args, learner, replay, path, saved)) as run:
@@ -1186,7 +1187,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            if isinstance(error, RuntimeError) and not re.search("alloc|of memory|calculation", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

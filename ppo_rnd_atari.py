@@ -565,6 +565,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     rnd = RND(N, device).to(memory_format=torch.channels_last)
     parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
     optimizer = Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     if RANKS > 1:  # other actions on each rank
         torch.manual_seed(int(np.random.SeedSequence((args.seed, step, RANK)).generate_state(1)[0]))
@@ -579,7 +580,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns))
+            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns) | scalars)
             run.save()
         return run.finish()
 
@@ -1043,7 +1044,7 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(2 * (RANK > 0))  # torchrun ends all ranks with the first one: let rank 0 speak
             return 2
         except (FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            known = not isinstance(error, RuntimeError) or re.search("alloc|memory|overflow", str(error))
+            known = not isinstance(error, RuntimeError) or re.search("alloc|of memory|calculation", str(error))
             if not known and RANKS == 1:
                 raise  # a mistake in this script: show where
             who = f"rank {RANK} of {RANKS}: " if RANKS > 1 else ""

@@ -534,6 +534,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     rnd = RND(N, device)
     parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
     optimizer = Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         rollout.obs[-1] = torch.from_numpy(envs.reset())
@@ -546,7 +547,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns))
+            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns) | scalars)
             run.save()
         return run.finish()
 
@@ -959,7 +960,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            if isinstance(error, RuntimeError) and not re.search("alloc|of memory|calculation", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

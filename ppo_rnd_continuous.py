@@ -525,7 +525,7 @@ def update(
             batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (V/M, ...)
             optimizer.zero_grad()  # to None, so that Adam leaves the predictor alone after the first epoch
             if args.int_coef > 0 and epoch == 0:
-                predictor_loss = novelty(rnd, seen[chosen], args).mean()
+                predictor_loss = novelty(rnd, seen[chosen], args).mean()  # another bonus may want its own
                 predictor_loss.backward()
                 logged["losses/predictor_loss"].append(predictor_loss.detach())
             mean, values = agent(batch["inputs"])
@@ -554,6 +554,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     groups = [{"params": [*agent.parameters()], "lr": args.learning_rate}]
     groups += [{"params": [*rnd.predictor.parameters()], "lr": args.predictor_learning_rate}]
     optimizer = Adam(groups, eps=1e-5, fused=True)  # eps: CleanRL's, for the predictor too (reference: 1e-8)
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         if args.obs_norm == "frozen" and args.int_coef > 0 and not saved:
@@ -570,7 +571,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns))
+            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns) | scalars)
             run.save()
         return run.finish()
 
@@ -1000,7 +1001,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            if isinstance(error, RuntimeError) and not re.search("alloc|of memory|calculation", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

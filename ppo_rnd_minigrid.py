@@ -351,19 +351,22 @@ def lifelong_bonus(novelty: str, errors: Tensor, counts: Tensor) -> Tensor:
     Args: errors (T+1, N), the predictor's before and after each step; counts (T, N), how often the view has been
     seen, this time included.
     """
-    if novelty == "rnd":
-        return errors[1:]
-    if novelty == "noveld":  # paper (Zhang et al.): norms, here: mean squares, because these are RND's errors
-        return (errors[1:] - 0.5 * errors[:-1]).clamp(min=0)
-    return counts.rsqrt() if novelty == "count" else torch.ones_like(errors[1:])
+    bonuses = {
+        "rnd": errors[1:],
+        # paper (Zhang et al.): norms, here: mean squares, because these are RND's errors
+        "noveld": (errors[1:] - 0.5 * errors[:-1]).clamp(min=0),
+        "count": counts.rsqrt(),
+        "none": torch.ones_like(errors[1:]),
+    }
+    return bonuses[novelty]
 
 
 def episodic_term(episodic_bonus: str, visits: Tensor) -> Tensor:
     """How new a view is in its episode (T, N), from how often it was seen there, this time included (T, N)."""
-    if episodic_bonus == "first-visit":
-        return (visits == 1).float()
     visits = visits.float()
-    return visits.rsqrt() if episodic_bonus == "sqrt-count" else torch.ones_like(visits)
+    if episodic_bonus == "none":
+        return torch.ones_like(visits)
+    return {"first-visit": (visits == 1).float(), "sqrt-count": visits.rsqrt()}[episodic_bonus]
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -491,7 +494,7 @@ def empty_rollout(T: int, N: int, num_heads: int, device: torch.device) -> Rollo
 
 def has_predictor(args: Args) -> bool:
     """Does the bonus come from target and predictor?"""
-    return args.int_coef > 0 and args.novelty in ("rnd", "noveld")
+    return args.int_coef > 0 and args.novelty not in ("count", "none")
 
 
 def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
@@ -621,6 +624,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     rnd, table = RND(N, NUM_INPUTS[args.rnd_obs], device), CountTable()
     parameters = [*agent.parameters(), *rnd.predictor.parameters()]  # one Adam for both, as in the reference
     optimizer = Adam(parameters, lr=args.learning_rate, eps=1e-8, fused=True)
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "table": table, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         envs.reset()
@@ -633,7 +637,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns, args))
+            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns, args) | scalars)
             run.save()
         return run.finish()
 
@@ -1035,7 +1039,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            if isinstance(error, RuntimeError) and not re.search("alloc|of memory|calculation", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

@@ -787,6 +787,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     parameters = {"agent": agent.parameters(), "predictor": snd.predictor.parameters()}
     parameters |= {"target": snd.target_parameters()} if args.target_loss != "none" else {}
     optimizers = {key: Adam(x, lr=args.learning_rate, eps=1e-8, fused=True) for key, x in parameters.items()}
+    # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "snd": snd, "stats": envs.stats, "pictures": envs.pictures}
     learner |= {f"{key}_optimizer": optimizer for key, optimizer in optimizers.items()}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
@@ -800,7 +801,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, bonus, args)
             scalars = update(agent, snd, optimizers, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, scalars | diagnostics(agent, snd, rollout, bonus, returns, args))
+            run.log(step, diagnostics(agent, snd, rollout, bonus, returns, args) | scalars)
             run.save()
         return run.finish()
 
@@ -1245,7 +1246,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except (UserError, FloatingPointError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("alloc|memory|overflow", str(error)):
+            if isinstance(error, RuntimeError) and not re.search("alloc|of memory|calculation", str(error)):
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1

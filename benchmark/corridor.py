@@ -35,13 +35,13 @@ ROOMS, CELLS, LIMIT = 5, 6, 100
 WITHOUT = {"without": "--int-coef 0"}
 SMALL = "--num-envs 16 --num-steps 64 --learning-rate 3e-4"
 PPO = f"{SMALL} --warmup-rollouts 5 --update-proportion 0.25 --total-timesteps 30720"
-DQN = "--obs ram --learning-rate 3e-4 --learning-starts 2000 --epsilon-steps 10000 --target-every 1000"
-DQN += " --total-timesteps 200000"
+DQN = "--obs ram --learning-rate 3e-4 --adam-eps 1e-8 --learning-starts 2000 --epsilon-steps 10000 --epsilon-final 0.1"
+DQN += " --target-every 1000 --total-timesteps 100000"
 SND = f"{SMALL} --num-minibatches 4 --total-timesteps 30720"
 SETTINGS = {  # script -> flags of all its runs, and of each row; a copy under another name has those of the first
     "ppo_rnd_atari": (PPO, {"with the bonus": ""} | WITHOUT),
     "ppo_rnd_atari_ram": (f"{PPO} --num-minibatches 4", {"with the bonus": ""} | WITHOUT),
-    "dqn_rnd_atari": (DQN, BONUSES),
+    "dqn_rnd_atari": (DQN, BONUSES | {"recomputed, Adam's epsilon 1.5e-4": "--adam-eps 1.5e-4"}),
     "snd_atari": (SND, {"SND": "", "a random target": "--target-loss none"} | WITHOUT),
 }
 
