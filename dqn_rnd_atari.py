@@ -139,7 +139,7 @@ class Args:
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
     learning_rate_final: float | None = None  # and after --total-timesteps; none: as at the start
-    adam_eps: float = 1.5e-4  # Adam's epsilon
+    adam_eps: float = 1e-8  # Adam's epsilon (Dopamine: 1.5e-4, too much for a bonus's small gradients)
     max_grad_norm: float | None = None  # clip the norm of the value network's gradient
     target_every: int = 8000  # environment steps between copies to the target network
     tau: float | None = None  # instead of copies: after each update target += tau * (agent - target) (Polyak)
@@ -158,7 +158,8 @@ class Args:
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as when learning started
 
 
-DOPAMINE = {"backup": "max", "n_step": 1, "single_head": True, "int_coef": 0.0, "max_episode_steps": 27_000}
+DOPAMINE = {"backup": "max", "n_step": 1, "single_head": True, "int_coef": 0.0}
+DOPAMINE |= {"max_episode_steps": 27_000, "adam_eps": 1.5e-4}
 PRESETS = {  # what each differs in from the defaults
     "rnd": {},
     "dqn": DOPAMINE,  # Dopamine's settings of DQN with Adam and the squared error

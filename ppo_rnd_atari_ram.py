@@ -138,6 +138,7 @@ class Args:
 # ------------------------------------------------------------------------------------------------ Environment
 
 ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the room's number
+FRAME = (21, 20)  # what RND sees: means of exactly 10 x 8 of the console's 210 x 160; whole ratios are quick
 
 
 class AtariEnvs:
@@ -162,9 +163,8 @@ class AtariEnvs:
             # frames in colour, here: in grey, because EnvPool does so.
             noop_max=1,
             use_fire_reset=False,
-            # a pixel is the mean of exactly 10 x 8 of the console's 210 x 160: whole ratios are quick
-            img_height=21,
-            img_width=20,
+            img_height=FRAME[0],
+            img_width=FRAME[1],
             stack_num=1,
         )
         self.num_actions = self.pool.action_space.n
@@ -237,7 +237,7 @@ class Agent(nn.Module):
 def rnd_layers() -> list[nn.Module]:
     """One whitened frame (B, 420) -> features (B, 256): layers of the target, and the predictor's first."""
     return [
-        *(init_layer(nn.Linear(21 * 20, 256)), nn.LeakyReLU(0.2)),
+        *(init_layer(nn.Linear(math.prod(FRAME), 256)), nn.LeakyReLU(0.2)),
         *(init_layer(nn.Linear(256, 256)), nn.LeakyReLU(0.2)),
         init_layer(nn.Linear(256, 256)),
     ]
@@ -254,7 +254,7 @@ class RND(nn.Module):
         self.predictor = nn.Sequential(
             *rnd_layers(), nn.ReLU(), init_layer(nn.Linear(256, 256)), nn.ReLU(), init_layer(nn.Linear(256, 256))
         )
-        self.obs_rms = RunningMoments((21, 20), device)
+        self.obs_rms = RunningMoments(FRAME, device)
         self.return_rms = RunningMoments((), device)
         self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
         self.to(device)
@@ -405,7 +405,7 @@ def empty_rollout(T: int, N: int, num_heads: int, device: torch.device) -> Rollo
     with device:
         return Rollout(
             obs=torch.zeros((T + 1, N, 2, 128), dtype=torch.uint8),
-            frames=torch.zeros((T, N, 21, 20), dtype=torch.uint8),
+            frames=torch.zeros((T, N, *FRAME), dtype=torch.uint8),
             actions=torch.zeros((T, N), dtype=torch.int64),
             logprobs=torch.zeros((T, N)),
             values=torch.zeros((T + 1, N, num_heads)),
