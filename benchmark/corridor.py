@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from dqn import BONUSES
 from plot import curve, draw_curves, from_folder, number_of, stem
-from sweep import ROOT, read_table, write_table
+from sweep import ROOT, read_table, spread, write_table
 
 ROOMS, CELLS, LIMIT = 5, 6, 100
 WITHOUT = {"without": "--int-coef 0"}
@@ -114,6 +114,24 @@ def train(path: pathlib.Path, seed: int, flags: list[str], mixed: bool = False) 
         return {tag: list(zip(*curve(run, tag, "steps"), strict=True)) for tag in run.scalars}
 
 
+def print_table(lines: list[dict]) -> None:
+    """For docs/results, in Markdown: each row's seeds, lowest / median / highest."""
+    print(
+        "| row | seeds | end first reached, thousand steps | success in the last tenth | rooms |\n|---|---|---|---|---|"
+    )
+    for row in dict.fromkeys(line["row"] for line in lines):
+        found = collections.defaultdict(lambda: collections.defaultdict(list))  # scalar -> seed -> [(step, value)]
+        for line in lines:
+            if line["row"] == row:
+                found[line["scalar"]][line["seed"]].append((float(line["step"]), float(line["value"])))
+        returns = [np.array(points) for points in found["charts/episodic_return"].values()]  # (K, 2) each
+        reached = [x[x[:, 1] > 0][0, 0] for x in returns if (x[:, 1] > 0).any()]
+        success = [x[x[:, 0] > 0.9 * x[-1, 0], 1].mean() for x in returns]
+        rooms = [points[-1][1] for points in found["rnd/rooms_visited"].values()]
+        cells = [f"{len(reached)} of {len(returns)}: {spread(reached, '.0f', 1e3, 'never')}", spread(success, ".2f")]
+        print(f"| {row} | {len(returns)} | {' | '.join(cells)} | {spread(rooms, '.0f')} |")
+
+
 def draw(lines: list[dict], path: pathlib.Path) -> None:
     """Three scalars over steps, a colour for each row: means over seeds and their 95 % intervals."""
     panels_of = {
@@ -148,7 +166,7 @@ def main() -> None:
         "--script", type=pathlib.Path, default=ROOT / "ppo_rnd_atari.py", help="or a changed copy of it"
     )
     parser.add_argument("--mixed", action="store_true", help="which action goes right differs from cell to cell")
-    parser.add_argument("--redraw", action="store_true", help="run nothing; the figure from the CSV as it is")
+    parser.add_argument("--redraw", action="store_true", help="run nothing; figure and table from the CSV as it is")
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
     flags, rows = SETTINGS.get(args.script.stem, SETTINGS["ppo_rnd_atari"])
@@ -168,6 +186,7 @@ def main() -> None:
                     line = {"row": row, "seed": str(seed), "scalar": tag, "step": step, "value": f"{value:.6g}"}
                     lines.append(line)
             write_table(table, lines)
+    print_table(lines)
     draw(lines, args.out.with_suffix(".png"))
 
 
