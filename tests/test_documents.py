@@ -9,6 +9,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 import continuous
+import corridor
 import doorkey
 import dqn
 import endurance
@@ -118,6 +119,8 @@ def test_every_test_that_a_page_names_is_there():
         ("maze", maze, ()),
         ("doorkey", doorkey, ()),
         ("dqn", dqn, ()),
+        ("corridor", corridor, ()),
+        ("corridor_dqn", corridor, ()),
         ("minigrid", minigrid_runs, (minigrid_runs.ROWS["main"],)),
         ("continuous", continuous, ()),
         ("ram", ram, ()),
