@@ -719,7 +719,7 @@ def test_a_step_of_the_predictor_is_that_of_the_valid_screens():
 
 
 def test_both_optimisers(atari_pool, tmp_path):
-    args = small_args(learning_rate_final=1e-5, predictor_learning_rate=2e-4)
+    args = small_args(learning_rate_final=1e-5, predictor_learning_rate=2e-4, adam_eps=1.5e-4)
     path = train_here(script, args, tmp_path) / "latest.pt"
     groups = torch.load(path, weights_only=True)["optimizer"]["param_groups"]
     found = [x for group in groups for x in (group["lr"], group["eps"])]
