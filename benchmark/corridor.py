@@ -150,6 +150,8 @@ def draw(lines: list[dict], path: pathlib.Path) -> None:
             color = "C7" if WITHOUT.keys() & {row} or row == "no bonus" else f"C{k}"
             label_of = f"{row} ({number_of(len(curves), 'seed')})"
             draw_curves(panel, [np.array(points).T for points in curves.values()], color, label_of)
+        for interval in panel.collections if len(rows) > 3 else ():
+            interval.set_alpha(0.06)  # or many of them hide each other
         panel.set(title=title, ylabel=label, xlabel="thousand steps")
     panels[1].set_yticks(range(1, ROOMS + 1))
     panels[2].set_yscale("log")
