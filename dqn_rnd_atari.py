@@ -140,7 +140,7 @@ class Args:
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
     learning_rate_final: float | None = None  # and after --total-timesteps; none: as at the start
-    adam_eps: float = 1e-8  # Adam's epsilon (Dopamine: 1.5e-4, too much for a bonus's small gradients)
+    adam_eps: float = 1e-8  # Adam's epsilon (Burda et al.: 1e-8; Dopamine: 1.5e-4)
     max_grad_norm: float | None = None  # clip the norm of the value network's gradient
     target_every: int = 8000  # environment steps between copies to the target network
     tau: float | None = None  # instead of copies: after each update target += tau * (agent - target) (Polyak)

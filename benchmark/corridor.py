@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
     flags, rows = SETTINGS.get(args.script.stem, SETTINGS["ppo_rnd_atari"])
+    if unknown := set(args.rows or ()) - rows.keys():
+        parser.error(f"--rows {', '.join(unknown)}: {args.script.name} has {', '.join(rows)}")
     table = args.out.with_suffix(".csv")
     lines = read_table(table)
     args.out.parent.mkdir(parents=True, exist_ok=True)
