@@ -60,6 +60,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -751,7 +752,8 @@ class Run:
         args, device = self.args, rollout.obs.device
         facts = {x.__name__: x.__version__ for x in (torch, envpool, gym, np)}
         facts |= {"python": sys.version.split()[0], "commit": "unknown", **vars(args)}
-        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, no repository
+        with contextlib.suppress(OSError, subprocess.CalledProcessError, NameError):  # no git, no file
+            shutil.copy(__file__, self.folder)  # a copy that was changed is in no commit
             describe = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty"]
             facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
         table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())

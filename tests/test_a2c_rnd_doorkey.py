@@ -595,7 +595,8 @@ def test_checkpoints_that_do_not_fit(capsys, finished):
 
 def test_a_run_leaves_what_was_promised(finished):
     assert finished.name.startswith("MiniGrid-DoorKey-5x5-v0__a2c_rnd_doorkey__1__")
-    assert {p.name.split(".")[0] for p in finished.iterdir()} - {"best"} == {"events", "latest", "lock"}
+    names = {p.name.split(".")[0] for p in finished.iterdir()}
+    assert names - {"best"} == {"a2c_rnd_doorkey", "events", "latest", "lock"}
     scalars = read_scalars(finished)
     losses = "policy_loss value_loss value_loss_int value_loss_ext entropy predictor_loss grad_norm max_logit"
     expected = {f"losses/{name}" for name in losses.split()}

@@ -808,7 +808,9 @@ def test_a_run_as_a_user_sees_it(tmp_path):
     assert out.returncode == 0, out.stderr
     run_dir = only_run(tmp_path)
     assert run_dir.name.startswith("MontezumaRevenge-v5__ppo_rnd_atari__1__")
-    assert {p.name.split(".")[0] for p in run_dir.iterdir()} <= {"events", "latest", "lock"}  # and no temporary file
+    promised = {"events", "latest", "lock", "ppo_rnd_atari"}
+    assert {p.name.split(".")[0] for p in run_dir.iterdir()} <= promised  # and no temporary file
+    assert (run_dir / "ppo_rnd_atari.py").read_text() == (ROOT / "ppo_rnd_atari.py").read_text()
     lines = out.stdout.splitlines()
     for word in (
         "device",

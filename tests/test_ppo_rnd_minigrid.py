@@ -782,7 +782,7 @@ def test_a_run_as_a_user_sees_it(tmp_path, capsys, monkeypatch):
     assert out.returncode == 0 and out.stderr == "", out.stderr
     run_dir = only_run(tmp_path)
     assert run_dir.name.startswith("MiniGrid-DoorKey-5x5-v0__ppo_rnd_minigrid__1__")
-    assert {p.name.split(".")[0] for p in run_dir.iterdir()} <= {"events", "latest", "best", "lock"}
+    assert {p.name.split(".")[0] for p in run_dir.iterdir()} <= {"events", "latest", "best", "lock", "ppo_rnd_minigrid"}
     lines = out.stdout.splitlines()
     for word in ("device", "environment  MiniGrid-DoorKey-5x5-v0 x 4", "parameters", "rollout", "folder"):
         assert any(line.startswith(word) for line in lines), word

@@ -565,7 +565,7 @@ def test_a_run_as_a_user_sees_it(finished):
     assert re.search(r"success [01]\.\d\d, 104 episodes, [\d,]+ steps in \d\d:\d\d, folder", done.stdout)
     assert f"evaluate with: python {ROOT / 'reinforce_rnd_maze.py'} --evaluate 'sp ace/{folder.name}'" in done.stdout
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
-    assert names == {"latest.pt", "exploration.png", "policy.png", "learning_curve.png"}
+    assert names == {"latest.pt", "reinforce_rnd_maze.py", "exploration.png", "policy.png", "learning_curve.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
     scalars = read_scalars(folder)
     assert {
