@@ -42,8 +42,8 @@ minute, on 20 of 20 seeds; the settings were chosen on the first of them. With `
 PointMaze_Medium_Diverse_G five of five seeds come above 100 points of 600 within a million steps, none of
 five without the bonus; `--no-reward-norm --no-clip-vloss` seem to be better there. With these and `--gamma
 0.999` the sparse swing-up of the cart pole has 159 to 631 of 1,000 points after 3 million steps; it is not
-solved, nor is the acrobot's (docs/results/continuous.md). On HalfCheetah, Hopper,
-Walker2d and Ant, which always pay, four or five seeds show no difference: `--int-coef 0` is quicker.
+solved, nor is the acrobot's (docs/results/continuous.md). On HalfCheetah, Hopper, Walker2d and Ant, which
+always pay, four or five seeds show no difference.
 """
 
 import collections
