@@ -270,7 +270,8 @@ def test_two_runs_have_two_folders_and_temporary_files_bear_the_process(script, 
         assert call(*flags(script.__name__, 1))[0] == 0
     assert len([*pathlib.Path("runs").iterdir()]) == 2
     assert replaced == [f"latest.pt.{os.getpid()}.tmp"] * 2
-    assert {p.name.split(".")[0] for p in tmp_path.rglob("*") if p.is_file()} <= {"latest", "events", "lock"}
+    names = {p.name.split(".")[0] for p in tmp_path.rglob("*") if p.is_file()}
+    assert names <= {"latest", "events", "lock", script.__name__}
 
 
 @of(LIGHT)
