@@ -836,7 +836,8 @@ def test_a_run_as_a_user_sees_it(tmp_path, capsys, monkeypatch, env_id):
     assert out.returncode == 0 and out.stderr == "", out.stderr
     run_dir, full = only_run(tmp_path), script.resolve_env_id(env_id)
     assert run_dir.name.startswith(f"{full}__ppo_rnd_continuous__1__")
-    assert {p.name.split(".")[0] for p in run_dir.iterdir()} - {"ppo_rnd_continuous"} <= {"events", "latest", "best", "lock"}
+    names = {p.name.split(".")[0] for p in run_dir.iterdir()}
+    assert names <= {"events", "latest", "best", "lock", "ppo_rnd_continuous"}
     lines = out.stdout.splitlines()
     for word in ("device", f"environment  {full} x 4", "parameters", "rollout", "folder"):
         assert any(line.startswith(word) for line in lines), word
