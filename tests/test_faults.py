@@ -271,6 +271,7 @@ def test_two_runs_have_two_folders_and_temporary_files_bear_the_process(script, 
     assert len([*pathlib.Path("runs").iterdir()]) == 2
     assert replaced == [f"latest.pt.{os.getpid()}.tmp"] * 2
     names = {p.name.split(".")[0] for p in tmp_path.rglob("*") if p.is_file()}
+    assert script.__name__ in names
     assert names <= {"latest", "events", "lock", script.__name__}
 
 
