@@ -980,6 +980,7 @@ def main(argv: list[str] | None = None) -> int:
         # CPU take much longer. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
             ctypes.CDLL(None).mallopt(option, value)
+    threads = torch.get_num_threads()
     with contextlib.redirect_stdout(Console(sys.stdout)), contextlib.redirect_stderr(Console(sys.stderr)):
         try:
             args, path, saved = parse(argv)
@@ -998,6 +999,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise  # a mistake in this script: show where
             print(f"error: {(str(error) or repr(error)).splitlines()[0]}", file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1
+        finally:
+            torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
