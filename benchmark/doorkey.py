@@ -31,6 +31,8 @@ ROWS = {  # name -> (flags, how many seeds)
     "16x16 tuned, RND": (f"--env-id DoorKey-16x16 {TUNED_16} --total-timesteps 6e6", 3),
     "16x16 tuned, A2C": (f"--env-id DoorKey-16x16 {TUNED_16} {NO_BONUS} --total-timesteps 20e6", 3),
     "8x8 tuned, A2C": (f"--env-id DoorKey-8x8 {TUNED} {NO_BONUS} --total-timesteps 3e6", 5),
+    "8x8 tuned, RND at every visit": (f"--env-id DoorKey-8x8 {TUNED} --no-first-visit --total-timesteps 3e6", 5),
+    "16x16 tuned, RND at every visit": (f"--env-id DoorKey-16x16 {TUNED_16} --no-first-visit --total-timesteps 6e6", 3),
     "16x16 notebook, RND": ("--env-id DoorKey-16x16 --preset notebook-16x16 --total-timesteps 30e6", 1),
     # the notebook's bonus taken away, and the goal weighed as it is with it
     "5x5 notebook, A2C, goal 100": (f"--env-id DoorKey-5x5 --total-timesteps 2e6 {NO_BONUS} --ext-coef 100", 5),
@@ -47,7 +49,7 @@ WITHOUT = [  # what each part of the tuned preset is worth
 ROWS |= {f"8x8 tuned, {x}": (f"--env-id DoorKey-8x8 {TUNED} {x} --total-timesteps 1.5e6", 3) for x in WITHOUT}
 ROWS = {row: (flags.split(), seeds) for row, (flags, seeds) in ROWS.items()}
 CONTROLS = {  # which -> its rows, run by doorkey_WHICH.py
-    "constant": {"16x16 tuned, first visits alone": ROWS["16x16 tuned, RND"]},
+    "constant": {f"{size} tuned, first visits alone": ROWS[f"{size} tuned, RND"] for size in ("8x8", "16x16")},
     "shuffled": {
         f"{row}, shuffled": ROWS[row] for row in ("5x5 notebook, RND", "8x8 notebook, RND", "16x16 tuned, RND")
     },
