@@ -30,7 +30,8 @@ SPARSE = {  # steps; a score that says that the task is solved, or that the agen
     "PointMaze_Medium_Diverse_G": ("1e6", 100),
 }
 VARIANTS = {"PPO": "--int-coef 0", "PPO + RND": ""}
-SEEDS = dict.fromkeys([f"{task}, PPO" for task in DENSE], 10)  # of a row, where it is not 5
+TEN = [*(f"{task}, PPO" for task in DENSE), "Walker2d-v5, PPO + RND"]
+SEEDS = dict.fromkeys(TEN, 10)  # of a row, where it is not 5
 SEEDS |= dict.fromkeys([f"MountainCarContinuous, {variant}" for variant in VARIANTS], 20)
 ROWS = {  # row -> (flags, seeds)
     f"{task}, {variant}": (
