@@ -63,6 +63,10 @@ ROWS |= {
     for game in ("MontezumaRevenge", "Venture", "Gravitar")
     for name, flags in BONUSES.items()
 }
+ROWS |= {  # the hard game that takes least
+    f"Freeway, RAM, {name}": (f"--env-id Freeway {RAM} --total-timesteps 1e6 {BONUSES[name]}", 3)
+    for name in ("no bonus", "recomputed")
+}
 ROWS = {row: (flags.split(), seeds) for row, (flags, seeds) in ROWS.items()}
 CONTROLS = {  # which -> its rows, run by dqn_WHICH.py
     "reversed": {
