@@ -21,13 +21,14 @@ al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018
                soft        V = E_pi[Q] + alpha * H(pi), H: the entropy
                munchausen  as soft, and 0.9 * clip(alpha * log pi(a | s), -1, 0) is added to r
     r_int = mean (g(o') - f(o'))^2     RND, of the frame o' that a step led to: f is random and fixed, g learns
-                                       to agree with it on what was seen
+                                       to agree with it on what was seen; over the std of its discounted sum
+    int_coef * Q_int + ext_coef * Q_ext    what is acted upon: one value head for each stream of rewards
 
 What is different from RND with PPO (ppo_rnd_atari.py):
   1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
      frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
-  2. At a cut by the time limit both streams go on from the episode's last frame. With PPO the extrinsic one
-     ends there, and the intrinsic one goes on from the next episode's first, as here after a game over.
+  2. At a cut by the time limit both streams go on from the episode's last frame. A game over ends the extrinsic
+     one; the intrinsic one goes on from the next episode's first frame. With PPO that is so at cuts too.
   3. The random agent's steps stay in the memory. Its frames count for whitening from the first on; the
      predictor (with `--predictor-from collection`) and the std of the bonus start half-way.
      `--bonus-from collection` pays nothing for these steps, `replay` pays for them too.
@@ -38,9 +39,10 @@ Three commands, to train, to resume and to evaluate:
     python dqn_rnd_atari.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
 What to expect: `--preset dqn --env-id Boxing --obs ram --total-timesteps 2.5e6` scores 78 of 100 in an
-hour on one CPU core (one seed). With RND it walks a corridor in 100,000 steps, three minutes, without it does
-not; on Atari there are no scores with RND yet (docs/results/dqn.md). `--preset dqn` and `iqn` have Dopamine's
-settings, for games without the need to explore. `--obs ram` reads 128 bytes; IQN's 64 quantiles want a GPU.
+hour on one CPU core (one seed). `--preset rnd` with other step sizes and `--epsilon-final 0.1` walks a corridor
+in three minutes, which it does not without RND; on Atari there are no scores with RND yet
+(docs/results/dqn.md). `--preset dqn` and `iqn` have Dopamine's settings, for games without the need to explore.
+`--obs ram` reads 128 bytes; IQN's 64 quantiles want a GPU.
 """
 
 import collections
@@ -89,7 +91,7 @@ class Args:
     # of `--help`.
 
     # experiment
-    preset: Literal["rnd", "dqn", "iqn", "seed-003", "seed-001"] = "rnd"  # rnd, seed-001: with the bonus
+    preset: Literal["rnd", "dqn", "iqn", "seed-003", "seed-001"] = "rnd"  # a set of defaults, see PRESETS
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the value network
@@ -167,8 +169,8 @@ PRESETS = {  # what each differs in from the defaults
     "dqn": DOPAMINE,  # Dopamine's settings of DQN with Adam and the squared error
     "iqn": DOPAMINE | {"value": "iqn", "n_step": 3, "learning_rate": 5e-5, "adam_eps": 3.125e-4},
     # A course report: soft Q-learning, an update of 1,024 for each step of 16 environments. Other than there:
-    # the entropy's sign is plus, so that staying alive is worth 14 points; pi is the target network's, not the
-    # online one's; a cut is no end.
+    # the entropy's sign is plus, so that staying alive is worth 14 points, 6 after 4 million steps; pi is the
+    # target network's, not the online one's; a cut is no end.
     "seed-003": {
         **DOPAMINE,
         **{"env_id": "Boxing", "seed": 42, "num_envs": 16, "num_steps": 1, "clip_rewards": False, "bf16": True},
@@ -413,7 +415,7 @@ def action_probabilities(q: Tensor, epsilon: float, temperature: float | None) -
 
 
 def heads(args: Args) -> dict[str, float]:
-    """The heads of the value in their order, by their suffix in the logs: what each weighs in the total."""
+    """The heads in their order: suffix in the logs -> weight in the total value."""
     return {"": 1.0} if args.single_head else {"_int": args.int_coef, "_ext": args.ext_coef}
 
 
@@ -523,7 +525,7 @@ class Replay:
     def write(self, **step: Tensor | float) -> None:
         """Writes into row `count`, each argument (N, ...) or one number for all."""
         for name, x in step.items():
-            if name in self.data:
+            if name != "screens" or name in self.data:  # from pixels they are the obs
                 self.data[name][self.count % self.L] = x
 
     def begin(self, obs: Tensor, screens: Tensor) -> None:
@@ -551,12 +553,12 @@ class Replay:
         return self.at("obs", torch.stack(shown[::-1], 1), env[:, None])
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows from start to stop, excluding, of all environments: which rows and which environments."""
+        """Rows start to stop - 1 of all environments, as `stack` takes them: rows and environments, flat."""
         t = torch.arange(start, stop, device=self.device)
         return t.repeat_interleave(self.N), torch.arange(self.N, device=self.device).repeat(len(t))
 
     def draw(self, B: int, n: int) -> tuple[Tensor, Tensor]:
-        """Random steps, their rows (B,) and environments (B,), with S frames up to each and n steps from it on."""
+        """Random steps, rows (B,) and environments (B,), each with S frames up to it and n + 1 rows after."""
         t = torch.randint(max(0, self.count - self.L + self.S), self.count - n, (B,), device=self.device)
         return t, torch.randint(self.N, (B,), device=self.device)
 
@@ -581,8 +583,8 @@ class Replay:
 
     def load_state_dict(self, state: dict) -> None:
         for name, x in self.data.items():
-            if state[name].shape != x.shape:
-                raise ValueError(f"the memory's {name} does not fit --buffer-size, --num-envs or --obs")
+            if name not in state or state[name].shape != x.shape:
+                raise ValueError(f"{name} does not fit --buffer-size, --num-envs, --obs or --int-coef")
             x.copy_(state[name])
         self.count = state["count"]
 
@@ -595,7 +597,7 @@ def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, 
     for now in range(step, step + args.num_steps * args.num_envs, args.num_envs):
         epsilon, temperature = exploration(now, args)
         obs = replay.stack(*replay.rows(replay.count, replay.count + 1)).to(device)
-        q = q_values(agent, obs, args).nan_to_num()  # (N, A); a NaN stops the run at the next update's loss
+        q = q_values(agent, obs, args).nan_to_num(0, 0, 0)  # (N, A); a NaN stops the run at the next update
         policy = action_probabilities(q, epsilon, temperature if args.policy == "boltzmann" else None)
         actions = torch.multinomial(policy, 1).squeeze(1)
         (obs, screens), results = envs.step(actions.cpu().numpy())
@@ -624,13 +626,13 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
             rnd.return_rms.update(rnd.filtered, valid)
         if args.obs_norm == "running" or random_agent:
             rnd.obs_rms.update(screens, valid)
-    # the random agent's steps fill the memory (Burda et al.: thrown away); with --bonus-from collection they are unpaid
+    # unpaid: 3 at the top
     return torch.zeros_like(raw) if random_agent else scale_bonus(raw, rnd.return_rms, args)
 
 
 @torch.no_grad()
 def bonus_now(rnd: RND, replay: Replay, t: Tensor, env: Tensor, args: Args) -> Tensor:
-    """r_int (n, B) of steps t (B,) and the n - 1 that followed each, by the predictor as it is now."""
+    """r_int (n, B) of steps t (B,) and the n - 1 after each: today's error, over the std at collection."""
     steps = t + torch.arange(args.n_step, device=t.device)[:, None]
     screens = replay.screens_after(steps, env).flatten(0, 1).to(rnd.filtered.device)  # (n * B, h, w)
     return scale_bonus(novelty(rnd, screens, args.bonus_norm), rnd.return_rms, args).unflatten(0, steps.shape)
@@ -642,11 +644,12 @@ def td_targets(agent: Agent, target_agent: Agent, batch: Batch, temperature: flo
 
         target = r(t) + ... + gamma^(n-1) r(t+n-1) + gamma^n V(o(t+n)), for each stream with its own gamma
 
-    n is smaller at an episode's end. After a game over V counts for the intrinsic stream only.
+    n is smaller at an episode's end. After a game over V counts for the intrinsic stream only, and with
+    --int-episodic or --single-head not at all.
     """
     K, acting, double = args.num_quantiles, args.num_acting_quantiles, args.backup == "double"
     z, _ = target_agent(batch.next_obs, K if double else K + acting)  # (B, K or more, H, A); DQN: (B, 1, H, A)
-    # what chooses the next action: the newest network, or quantiles of this one that are not learned from
+    # who chooses the next action: the online network, or the target's other quantiles (DQN: the same one)
     q = q_values(agent, batch.next_obs, args) if double else total_value(z[:, -acting:], args)  # (B, A)
     values = next_value(z[:, :K], q, temperature, args)  # (B, K', H)
     rewards = args.int_coef * batch.bonus + args.ext_coef * batch.rewards if args.single_head else batch.rewards

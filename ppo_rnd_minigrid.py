@@ -506,7 +506,7 @@ def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
         inputs = encode(to_tensor(envs.views).to(rnd.filtered.device), args.rnd_obs)
         rnd.obs_rms.update(inputs, torch.from_numpy(valid).to(inputs.device))
         steps += valid.sum()
-    envs.stats.load_state_dict({"recent": []})  # episodes that ended here do not count
+    envs.stats.load_state_dict(envs.stats.state_dict())  # these episodes do not count
 
 
 @torch.no_grad()
@@ -629,7 +629,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     learner = {"agent": agent, "rnd": rnd, "table": table, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         envs.reset()
-        if args.obs_norm == "frozen" and has_predictor(args) and not saved:
+        if args.obs_norm == "frozen" and has_predictor(args) and rnd.obs_rms.count < 1:  # nothing seen
             warm_up(envs, rnd, args, run)
         run.bar, run.logged = run.stack.enter_context(Progress(args.total_timesteps, step)), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):

@@ -37,7 +37,7 @@ SMALL = "--num-envs 16 --num-steps 64 --learning-rate 3e-4"
 PPO = f"{SMALL} --warmup-rollouts 5 --update-proportion 0.25 --total-timesteps 30720"
 DQN = "--obs ram --learning-rate 3e-4 --learning-starts 2000 --epsilon-steps 10000 --epsilon-final 0.1"
 DQN += " --target-every 1000 --total-timesteps 100000"
-SND = f"{SMALL} --num-minibatches 4 --total-timesteps 30720"
+SND = f"{SMALL} --num-minibatches 4 --bf16 --total-timesteps 46080"
 SETTINGS = {  # script -> flags of all its runs, and of each row; a copy under another name has those of the first
     "ppo_rnd_atari": (PPO, {"with the bonus": ""} | WITHOUT),
     "ppo_rnd_atari_ram": (f"{PPO} --num-minibatches 4", {"with the bonus": ""} | WITHOUT),

@@ -312,6 +312,10 @@ def test_a_memory_that_was_saved_is_the_same(tmp_path):
         assert check_all(player, 3) > 0
     with pytest.raises(ValueError, match="does not fit"):
         Player(17, 2, 4).replay.load_state_dict(player.replay.state_dict())
+    without = player.replay.state_dict()
+    del without["obs"]
+    with pytest.raises(ValueError, match="obs does not fit"):  # as the screens of a run from RAM without the bonus
+        player.replay.load_state_dict(without)
 
 
 def test_size_of_the_memory():

@@ -575,3 +575,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(script, run_dir):
     out = run_script(f"{FAST}.py", "--resume", run_dir, *more(FAST, 4), cwd=run_dir, preexec_fn=small_disk)
     assert out.returncode == 1 and is_one_line(out.stderr) and "error: cannot write " in out.stderr
     assert (run_dir / "latest.pt").read_bytes() == before and not [*run_dir.glob("*.tmp")]
+
+
+@of(["ppo_rnd_continuous", "ppo_rnd_minigrid"])
+def test_a_bonus_that_begins_with_a_resume_has_its_frozen_statistics(script, call):
+    """A run without it has seen no random agent; to whiten by nothing would let every observation through as it is."""
+    name = script.__name__
+    assert call(*flags(name, 2), "--obs-norm", "frozen", "--frozen-obs-norm-steps", 40, "--int-coef", 0)[0] == 0
+    (folder,) = pathlib.Path("runs").iterdir()
+    assert load(folder / "latest.pt")["rnd"]["obs_rms.count"] < 1
+    assert call("--resume", folder, *more(name, 4), "--int-coef", 1)[0] == 0
+    assert 40 <= load(folder / "latest.pt")["rnd"]["obs_rms.count"] < 48
+    assert call("--resume", folder, *more(name, 6))[0] == 0  # which keeps them
+    assert load(folder / "latest.pt")["rnd"]["obs_rms.count"] < 48
