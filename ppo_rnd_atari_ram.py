@@ -49,7 +49,6 @@ hours each, held the key from 4.1 and 1.8 million on and have 3,182 and 2,413 po
 
 import collections
 import contextlib
-import ctypes
 import dataclasses
 import datetime
 import difflib
@@ -943,11 +942,6 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
 
 def main(argv: list[str] | None = None) -> int:
     """Trains or evaluates. Returns the exit status: 0, 1 failed, 2 wrong use, 128 + a signal's number."""
-    if sys.platform == "linux":
-        # Keep freed memory, or glibc asks the kernel for each activation anew, page by page, and updates on a
-        # CPU take much longer. The codes are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD.
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
-            ctypes.CDLL(None).mallopt(option, value)
     threads = torch.get_num_threads()
     with contextlib.redirect_stdout(Console(sys.stdout)), contextlib.redirect_stderr(Console(sys.stderr)):
         try:
