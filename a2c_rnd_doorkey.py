@@ -222,7 +222,7 @@ class MiniGridEnvs:
     def reset(self) -> None:
         """Starts an episode in every copy."""
         position = self.look(*self.pool.reset(**self.options))
-        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)
+        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)  # where they begin
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Plays actions (N,) int.
@@ -640,6 +640,7 @@ class EpisodeStats:
         self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
         self.means: dict[str, float] = {}  # of what was logged last
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
+        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
 
     def state_dict(self) -> dict:
         return {"recent": [*self.recent]}
@@ -652,16 +653,17 @@ class EpisodeStats:
         for i in np.flatnonzero(done & valid):
             score = float(self.returns[i])
             self.episodes.append((score, int(self.lengths[i]), int(self.cells[i].sum()), score > 0))
-            self.returns[i], self.lengths[i], self.cells[i] = 0, 0, False
+            self.returns[i], self.lengths[i], self.cells[i], self.waiting[i] = 0, 0, False, False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
-        self.recent.extend(score for score, *_ in self.episodes)
+        if not self.waiting.any():  # before that, only the short ones have ended
+            self.recent.extend(score for score, *_ in self.episodes)
         if self.episodes:
             names = "charts/episodic_return", "charts/episodic_length", "rnd/cells_visited", "charts/success_rate"
             self.means = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
         scalars, self.episodes = self.means if self.episodes else {}, []
-        if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
+        if len(self.recent) == self.recent.maxlen:  # before that, likewise
             scalars = scalars | {"charts/score": np.mean(self.recent)}
         return scalars
 
@@ -967,6 +969,8 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id, args.backend), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    if args.resume and args.env_id != was.env_id:  # scores of another environment say nothing
+        saved["stats"], saved["best_score"] = {"recent": []}, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved

@@ -646,6 +646,7 @@ class EpisodeStats:
         self.returns[:], self.lengths[:] = 0, 0
         self.episodes: list[tuple[float, int, bool]] = []  # (return, length, return above 0) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
+        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
 
     def state_dict(self) -> dict:
         return {"recent": [*self.recent]}
@@ -657,17 +658,18 @@ class EpisodeStats:
         for i in np.flatnonzero(done & valid):
             score = float(self.returns[i])
             self.episodes.append((score, int(self.lengths[i]), score > 0))
-            self.returns[i], self.lengths[i] = 0, 0
+            self.returns[i], self.lengths[i], self.waiting[i] = 0, 0, False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
-        self.recent.extend(score for score, *_ in self.episodes)
+        if not self.waiting.any():  # before that, only the short ones have ended
+            self.recent.extend(score for score, *_ in self.episodes)
         scalars = {}
         if self.episodes:
             names = "charts/episodic_return", "charts/episodic_length", "charts/return_above_0"
             scalars = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
         self.episodes = []
-        if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
+        if len(self.recent) == self.recent.maxlen:  # before that, likewise
             scalars["charts/score"] = np.mean(self.recent)
         return scalars
 
@@ -982,6 +984,8 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    if args.resume and args.env_id != was.env_id:  # scores of another environment say nothing
+        saved["stats"], saved["best_score"] = {"recent": []}, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved

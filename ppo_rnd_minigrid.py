@@ -14,7 +14,7 @@ arXiv:2205.11184.
 Rooms are laid out anew in each episode. The agent sees 7 x 7 tiles ahead and is paid once, at the goal. Keys,
 doors and corridors lie before it that a random agent seldom passes. The bonus is a product:
 
-    r_int(t) = novelty(o(t+1)) * episodic_term(o(t+1))
+    r_int(t) = novelty(o(t+1)) * episodic_term(o(t+1)) / std of its discounted sum
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
 How new a view is over the whole run, `--novelty`:
@@ -138,7 +138,7 @@ class Args:
     int_clip: float | None = None  # clip the bonus, normalised or not, at this (reference: no)
     update_proportion: float = 1.0  # share of samples the predictor learns from (paper: 32 / num_envs)
     rnd_obs: Literal["codes", "planes"] = "codes"  # what RND sees
-    obs_norm: Literal["running", "frozen", "none"] = "running"  # frozen: those of a random agent's views
+    obs_norm: Literal["running", "frozen", "none"] = "running"  # RND's input; frozen: by a random agent's
     frozen_obs_norm_steps: int = 1500  # environment steps of that agent
 
 
@@ -202,7 +202,7 @@ class MiniGridEnvs:
     def reset(self) -> None:
         """Starts an episode in every copy."""
         position = self.look(*self.pool.reset(**self.options))
-        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)
+        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)  # where they begin
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Plays actions (N,) int.
@@ -298,8 +298,7 @@ class CountTable:
         """Counts the views that valid steps led to. Returns how often each was seen by then (T, N), at least 1."""
         views, counts = [view.tobytes() for view in rollout.views.cpu().numpy()], []
         for index, valid in zip(rollout.index[1:].tolist(), rollout.valid.tolist(), strict=True):  # (N,)
-            for i, ok in zip(index, valid, strict=True):
-                self.counts[views[i]] += ok
+            self.counts.update(views[i] for i, ok in zip(index, valid, strict=True) if ok)
             counts.append([max(1, self.counts[views[i]]) for i in index])
         return torch.tensor(counts, device=rollout.index.device)
 
@@ -364,9 +363,8 @@ def lifelong_bonus(novelty: str, errors: Tensor, counts: Tensor) -> Tensor:
 def episodic_term(episodic_bonus: str, visits: Tensor) -> Tensor:
     """How new a view is in its episode (T, N), from how often it was seen there, this time included (T, N)."""
     visits = visits.float()
-    if episodic_bonus == "none":
-        return torch.ones_like(visits)
-    return {"first-visit": (visits == 1).float(), "sqrt-count": visits.rsqrt()}[episodic_bonus]
+    first, same = (visits == 1).float(), torch.ones_like(visits)
+    return {"first-visit": first, "sqrt-count": visits.rsqrt(), "none": same}[episodic_bonus]
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -494,7 +492,7 @@ def empty_rollout(T: int, N: int, num_heads: int, device: torch.device) -> Rollo
 
 def has_predictor(args: Args) -> bool:
     """Does the bonus come from target and predictor?"""
-    return args.int_coef > 0 and args.novelty not in ("count", "none")
+    return args.int_coef > 0 and args.novelty in ("rnd", "noveld")
 
 
 def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
@@ -505,7 +503,7 @@ def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
         inputs = encode(to_tensor(envs.views).to(rnd.filtered.device), args.rnd_obs)
         rnd.obs_rms.update(inputs, torch.from_numpy(valid).to(inputs.device))
         steps += valid.sum()
-    envs.stats.load_state_dict(envs.stats.state_dict())  # these episodes do not count
+    envs.stats.load_state_dict(envs.stats.state_dict())  # those that ended do not count, those under way go on
 
 
 @torch.no_grad()
@@ -538,8 +536,8 @@ def intrinsic_rewards(rnd: RND, table: CountTable, rollout: Rollout, args: Args)
     errors = torch.zeros(len(rollout.views), device=rollout.index.device)  # (U,)
     if has_predictor(args):
         if args.obs_norm == "running":
-            # reference: 50 rollouts of a random agent first, here: the statistics take in each rollout before it
-            # is rewarded, because then even the first is whitened
+            # reference: 50 rollouts of a random agent first, here: the statistics take in each rollout before
+            # it is rewarded, because then even the first is whitened
             times = torch.bincount(rollout.index[1:][rollout.valid], minlength=len(errors))  # without resets
             rnd.obs_rms.update(encode(rollout.views, args.rnd_obs), times)
         inputs = rnd_inputs(rnd, rollout.views, args)
@@ -565,7 +563,7 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
-        if args.bootstrap_truncated and head == len(streams) - 1:
+        if args.bootstrap_truncated and head == len(streams) - 1:  # the one with the goal
             r = r + gamma * v[1:] * rollout.truncated  # v[t+1] is of the episode's last view
         stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
@@ -588,7 +586,7 @@ def update(
     for _ in range(args.update_epochs):
         # reference: the same environments in every epoch, here: drawn anew, because most PPO codes do so
         for chosen in torch.randperm(N, device=advantages.device).chunk(M):
-            batch = {key: x[:, chosen].flatten(0, 1) for key, x in data.items()}  # (B/M, ...)
+            batch = {key: x[:, chosen].flatten(0, 1) for key, x in data.items()}  # (T * N / M, ...)
             optimizer.zero_grad()
             if has_predictor(args):
                 kept = batch["valid"] & (torch.rand_like(batch["logprobs"]) < args.update_proportion)
@@ -699,6 +697,7 @@ class EpisodeStats:
         self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
         self.means: dict[str, float] = {}  # of what was logged last
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
+        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
 
     def state_dict(self) -> dict:
         return {"recent": [*self.recent]}
@@ -711,16 +710,17 @@ class EpisodeStats:
         for i in np.flatnonzero(done & valid):
             score = float(self.returns[i])
             self.episodes.append((score, int(self.lengths[i]), int(self.cells[i].sum()), score > 0))
-            self.returns[i], self.lengths[i], self.cells[i] = 0, 0, False
+            self.returns[i], self.lengths[i], self.cells[i], self.waiting[i] = 0, 0, False, False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
-        self.recent.extend(score for score, *_ in self.episodes)
+        if not self.waiting.any():  # before that, only the short ones have ended
+            self.recent.extend(score for score, *_ in self.episodes)
         if self.episodes:
             names = "charts/episodic_return", "charts/episodic_length", "rnd/cells_visited", "charts/success_rate"
             self.means = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
         scalars, self.episodes = self.means if self.episodes else {}, []
-        if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
+        if len(self.recent) == self.recent.maxlen:  # before that, likewise
             scalars = scalars | {"charts/score": np.mean(self.recent)}
         return scalars
 
@@ -1014,6 +1014,8 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id, args.backend), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    if args.resume and args.env_id != was.env_id:  # scores of another environment say nothing
+        saved["stats"], saved["best_score"] = {"recent": []}, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved

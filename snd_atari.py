@@ -15,11 +15,11 @@ code" is its first author's, Iskandor/SND; "reference" is the code of RND's auth
 has the departures.
 What is the same in ppo_rnd_atari.py is the same text here.
 
-RND's target is random, and the bonus shrinks as the predictor learns it. SND's target learns too, without reward
-or label: to give different frames different features. That is to leave the predictor something to learn, within
-one room as well:
+RND's target is random, and the bonus shrinks as the predictor learns it. SND's target learns too, without
+reward or label, to give different frames different features. This is meant to leave the predictor something
+to learn, even within one room:
 
-    L_target = mean (l - |f(a) - f(b)|^2 / 512)^2   l = 0: a, b are one frame, each augmented; 1: two frames
+    L_target = mean (l - |f(a) - f(b)|^2 / 512)^2   a, b: augmented frames; l: 0 if they are one frame, else 1
     r_int(t) = clip(int_scale * |g(o(t)) - f(o(t))|^2 / 512, 0, 1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
@@ -27,8 +27,8 @@ What is different from RND, and why:
   1. The target's loss, `--target-loss`: contrastive (above), vicreg (variance, invariance, covariance), stdim
      (which frame came before this one, from global and local features), or none: the target stays random
      and everything else as it is, which is the control.
-  2. The bonus is scaled by hand and clipped at 1, not divided by the std of its return. Both streams end with
-     the episode.
+  2. The bonus is that of the frame before the step (RND: after). It is scaled by hand and clipped at 1, not
+     divided by the std of its return. Both streams end with the episode.
   3. The predictor learns from a quarter of the elements of a batch's features, not from a quarter of frames.
   4. Three optimisers that step in turn. Only the policy's gradient is clipped, by its own norm.
 
@@ -336,14 +336,13 @@ class SND(nn.Module):
         self.register_buffer("filtered", torch.zeros(N))  # (N,) where `reward_filter` stands
         if args.entropy_coef_episodic:  # where `episodic_spread` stands; a resume starts new episodes
             self.register_buffer("memory", torch.zeros(N, args.entropy_memory, 512), persistent=False)
-            self.register_buffer("position", torch.zeros(N, dtype=torch.int64), persistent=False)
             # (N,) the next frame is an episode's first
             self.register_buffer("starts", torch.ones(N, dtype=torch.bool), persistent=False)
         self.to(device)
 
     def target_parameters(self) -> list[nn.Parameter]:
         """What learns by the target's loss."""
-        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("pred")]
+        return [p for name, p in self.named_parameters() if not name.startswith("predictor")]
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
@@ -392,22 +391,20 @@ def novelty(snd: SND, frames: Tensor, obs_norm: str) -> Tensor:
     return (predicted - targets).square().mean(-1)
 
 
-def episodic_spread(seen: Tensor, starts: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+def episodic_spread(seen: Tensor, starts: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Reward of the third stream: how far apart the target's features of the episode's last K frames lie.
 
-    The mean over D of the std over K. At an episode's start all K are its first (author, February 2022).
+    The mean over D of the std over K. At an episode's start all K are its first, as in the author's code of 2022.
+    Frames of rollouts before keep the features that the target gave them then.
 
-    Args: seen (T, N, D), the features; starts (T, N), the frame is an episode's first; memory (N, K, D) and
-    position (N,) int64, which are changed. Returns: (T, N).
+    Args: seen (T, N, D), the features; starts (T, N), the frame is an episode's first; memory (N, K, D), those
+    before. Returns: (T, N), the new memory.
     """
     spread = []
-    everyone = torch.arange(len(memory), device=memory.device)
-    for z, start in zip(seen, starts, strict=True):
-        memory[start] = z[start][:, None]
-        memory[everyone, position] = z
-        position.copy_((position + 1) % memory.shape[1])
+    for z, start in zip(seen.unsqueeze(2), starts[..., None, None], strict=True):  # (N, 1, D), (N, 1, 1)
+        memory = torch.where(start, z, torch.cat([memory[:, 1:], z], 1))
         spread.append(memory.std(1, correction=0).mean(1))
-    return torch.stack(spread)
+    return torch.stack(spread), memory
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -584,8 +581,8 @@ def predictor_loss(predicted: Tensor, targets: Tensor, share: float, mask: str) 
 
 def stream_coefs(args: Args) -> dict[str, float]:
     """The streams of rewards, in the order of the value heads, and the weights of their advantages."""
-    coefs = {"_int": args.int_coef, "_ext": args.ext_coef, "_spread": args.entropy_coef_episodic}
-    return coefs if args.entropy_coef_episodic else {"_int": args.int_coef, "_ext": args.ext_coef}
+    coefs = {"_int": args.int_coef, "_ext": args.ext_coef}
+    return coefs | ({"_spread": args.entropy_coef_episodic} if args.entropy_coef_episodic else {})
 
 
 def ppo_loss(logits: Tensor, values: Tensor, batch: dict[str, Tensor], args: Args) -> tuple[Tensor, dict[str, Tensor]]:
@@ -696,7 +693,8 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
         seen = features(snd.target, frames, snd.obs_rms, args.obs_norm)  # (T, N, 512)
         starts = torch.cat([snd.starts[None], ~rollout.valid[:-1]])  # (T, N) a reset shows a first frame
         snd.starts = ~rollout.valid[-1]
-        bonus["spread"] = episodic_spread(seen, starts, snd.memory, snd.position).clamp(max=1)
+        spread, snd.memory = episodic_spread(seen, starts, snd.memory)
+        bonus["spread"] = spread.clamp(max=1)
     if args.obs_norm != "none":
         for frame, valid in zip(frames, rollout.valid, strict=True):
             snd.obs_rms.update(frame, valid)
@@ -784,7 +782,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     envs = AtariEnvs(args, seeds.tolist())
     agent = Agent(envs.num_actions, args).to(device, memory_format=torch.channels_last)
     snd = SND(args, device).to(memory_format=torch.channels_last)
-    # three: in one norm the target's gradients, of features of magnitude 100, would use up the policy's clip
+    # three, so that the policy's gradient is clipped by its own norm, without the target's in it
     parameters = {"agent": agent.parameters(), "predictor": snd.predictor.parameters()}
     parameters |= {"target": snd.target_parameters()} if args.target_loss != "none" else {}
     optimizers = {key: Adam(x, lr=args.learning_rate, eps=1e-8, fused=True) for key, x in parameters.items()}
@@ -834,7 +832,7 @@ def check_args(args: Args) -> None:
         ("target_batch", lambda x: x <= rollout or not learns, f"at most a rollout, {rollout} steps"),
         ("target_batch", lambda x: x > 1 or args.target_loss != "vicreg", "at least 2 for vicreg's variance"),
         ("pair", lambda x: x == "next" or not alike, "next with --aug none: a frame would be compared with itself"),
-        ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
+        ("ext_coef", lambda x: x or args.int_coef or args.entropy_coef_episodic, "above 0 with --int-coef 0"),
         ("evaluate", lambda _: args.resume is None, "without --resume"),
         ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),

@@ -7,6 +7,7 @@ system can do to a run is tried on processes of their own. The maze's runs last 
 import contextlib
 import importlib
 import importlib.util
+import math
 import os
 import pathlib
 import pty
@@ -588,3 +589,39 @@ def test_a_bonus_that_begins_with_a_resume_has_its_frozen_statistics(script, cal
     assert 40 <= load(folder / "latest.pt")["rnd"]["obs_rms.count"] < 48
     assert call("--resume", folder, *more(name, 6))[0] == 0  # which keeps them
     assert load(folder / "latest.pt")["rnd"]["obs_rms.count"] < 48
+
+
+@of(["a2c_rnd_doorkey", "ppo_rnd_continuous", "ppo_rnd_minigrid"])
+def test_a_resumed_run_s_first_episodes_do_not_make_it_solved(script):
+    """All environments begin anew, and the first episodes to end are short: on MiniGrid those that reach the goal."""
+    stats, position = script.EpisodeStats(3, solved_score=0.5), np.zeros((3, 2), int)
+    more = () if script.__name__ == "ppo_rnd_continuous" else (position,)
+
+    def play(*done: bool) -> None:
+        done = np.array(done)
+        stats.add(done.astype(float), done, np.ones(3, bool), *more)
+
+    stats.load_state_dict({"recent": [0.0] * 100})
+    for _ in range(200):
+        play(True, False, False)
+    assert stats.scalars()["charts/episodic_return"] == 1 and sum(stats.recent) == 0 and not stats.solved
+    play(False, True, True)
+    assert stats.scalars()["charts/score"] == 0.02  # all have ended one: from now on they count
+    fresh = script.EpisodeStats(3, solved_score=0.5)
+    stats.load_state_dict(fresh.state_dict())  # a run that had ended none yet is as a fresh one
+    play(True, False, False)
+    stats.scalars()
+    assert list(stats.recent) == [1]
+
+
+@of(["a2c_rnd_doorkey", "ppo_rnd_minigrid"])
+def test_scores_of_another_environment_are_forgotten(script, call, run_dir):
+    """Or a run that has solved a small one would not begin with a larger one."""
+    state = load(run_dir / "latest.pt")
+    state["stats"], state["best_score"] = {"recent": [1.0] * 100}, 1.0
+    torch.save(state, run_dir / "latest.pt")
+    again = ["--resume", run_dir, *more(script.__name__, 4), "--solved-score", 0.9]
+    assert call(*again)[0] == 0 and load(run_dir / "latest.pt")["step"] == 64  # solved at once
+    assert call(*again, "--env-id", "DoorKey-6x6")[0] == 0
+    state = load(run_dir / "latest.pt")
+    assert state["step"] == 128 and len(state["stats"]["recent"]) < 100 and state["best_score"] == -math.inf

@@ -300,11 +300,11 @@ def test_spread_equals_a_dictionary_of_lists():
     T, N, K, D = 40, 3, 4, 6
     features, starts = rng.normal(size=(T, N, D)), rng.random((T, N)) < 0.1
     starts[0] = True
-    memory, position = torch.zeros(N, K, D, dtype=torch.float64), torch.zeros(N, dtype=torch.int64)
-    halves = [  # the memory goes on from rollout to rollout
-        script.episodic_spread(torch.from_numpy(features[a:b]), torch.from_numpy(starts[a:b]), memory, position)
-        for a, b in ((0, 17), (17, T))
-    ]
+    memory = torch.zeros(N, K, D, dtype=torch.float64)
+    halves = []
+    for a, b in ((0, 17), (17, T)):  # the memory goes on from rollout to rollout
+        half, memory = script.episodic_spread(torch.from_numpy(features[a:b]), torch.from_numpy(starts[a:b]), memory)
+        halves.append(half)
     expected = np.zeros((T, N))
     for n in range(N):
         for t in range(T):
