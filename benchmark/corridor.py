@@ -137,7 +137,7 @@ def draw(lines: list[dict], path: pathlib.Path) -> None:
     panels_of = {
         "charts/episodic_return": ("success", "share that reaches the end"),
         "rnd/rooms_visited": ("exploration", f"rooms visited, of {ROOMS}"),
-        "rnd/intrinsic_reward": ("intrinsic reward", "mean of a step, normalised"),
+        "rnd/intrinsic_reward": ("intrinsic reward", "mean of a step, as paid"),
     }
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     rows = dict.fromkeys(line["row"] for line in lines)

@@ -123,6 +123,7 @@ def test_every_test_that_a_page_names_is_there():
         ("dqn", dqn, ()),
         ("corridor", corridor, ()),
         ("corridor_dqn", corridor, ()),
+        ("corridor_snd", corridor, ()),
         ("minigrid", minigrid_runs, (minigrid_runs.ROWS["main"],)),
         ("continuous", continuous, ()),
         ("ram", ram, ()),
