@@ -668,6 +668,7 @@ class EpisodeStats:
         state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
+        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
         self.visited = set(state["visited"])  # the rooms that any environment has been in
         self.announced = set(self.visited)
         self.rooms_best = state["rooms_best"]  # the most rooms in one episode
@@ -685,13 +686,15 @@ class EpisodeStats:
             self.rooms_best = max(self.rooms_best, int(self.rooms.sum(1).max()))
         for i in np.flatnonzero(done & valid):
             self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
-            self.returns[i], self.lengths[i], self.rooms[i] = 0, 0, False
+            self.returns[i], self.lengths[i], self.rooms[i], self.waiting[i] = 0, 0, False, False
 
     def scalars(self, step: int) -> dict[str, float]:
         """What to log of the episodes since the last call, on all ranks. Says which rooms are new."""
-        of_ranks, visited, best = zip(*all_ranks((self.episodes, self.visited, self.rooms_best)), strict=True)
+        own = self.episodes, self.waiting.any(), self.visited, self.rooms_best
+        of_ranks, waiting, visited, best = zip(*all_ranks(own), strict=True)
         episodes, self.episodes = [episode for own in of_ranks for episode in own], []
-        self.recent.extend(score for score, _ in episodes)
+        if not any(waiting):  # before that, only the short ones have ended
+            self.recent.extend(score for score, _ in episodes)
         self.visited, self.rooms_best = set().union(*visited), max(best)
         for room in sorted(self.visited - self.announced):
             tqdm.write(f"room {room} seen for the first time, by step {step:,}")
@@ -700,7 +703,7 @@ class EpisodeStats:
         scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
-        if len(self.recent) == self.recent.maxlen:  # before that, only the short ones have ended
+        if len(self.recent) == self.recent.maxlen:  # before that, likewise
             scalars["charts/score"] = np.mean(self.recent)
         return scalars
 
@@ -1013,6 +1016,8 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    if args.resume and args.env_id != was.env_id:  # scores of another game say nothing
+        saved["stats"], saved["best_score"] = None, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps * RANKS > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved

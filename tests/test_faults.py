@@ -591,27 +591,44 @@ def test_a_bonus_that_begins_with_a_resume_has_its_frozen_statistics(script, cal
     assert load(folder / "latest.pt")["rnd"]["obs_rms.count"] < 48
 
 
-@of(["a2c_rnd_doorkey", "ppo_rnd_continuous", "ppo_rnd_minigrid"])
-def test_a_resumed_run_s_first_episodes_do_not_make_it_solved(script):
+@of([name for name in SCRIPTS if name != MAZE])
+def test_a_resumed_run_s_first_episodes_do_not_count(script):
     """All environments begin anew, and the first episodes to end are short: on MiniGrid those that reach the goal."""
-    stats, position = script.EpisodeStats(3, solved_score=0.5), np.zeros((3, 2), int)
-    more = () if script.__name__ == "ppo_rnd_continuous" else (position,)
+    atari, walker = "atari" in script.__name__, script.__name__ == "ppo_rnd_continuous"
+    goal, step = ([], [1]) if atari else ([0.5], [])
+    seen = [None] if atari else [] if walker else [np.zeros((3, 2), int)]  # rooms, nothing, positions
+    stats, fresh = script.EpisodeStats(3, *goal), script.EpisodeStats(3, *goal)
 
     def play(*done: bool) -> None:
         done = np.array(done)
-        stats.add(done.astype(float), done, np.ones(3, bool), *more)
+        stats.add(done.astype(float), done, np.ones(3, bool), *seen)
 
-    stats.load_state_dict({"recent": [0.0] * 100})
+    stats.load_state_dict(fresh.state_dict() | {"recent": [0.0] * 100})
     for _ in range(200):
         play(True, False, False)
-    assert stats.scalars()["charts/episodic_return"] == 1 and sum(stats.recent) == 0 and not stats.solved
+    assert stats.scalars(*step)["charts/episodic_return"] == 1 and sum(stats.recent) == 0
     play(False, True, True)
-    assert stats.scalars()["charts/score"] == 0.02  # all have ended one: from now on they count
-    fresh = script.EpisodeStats(3, solved_score=0.5)
+    assert stats.scalars(*step)["charts/score"] == 0.02  # all have ended one: from now on they count
     stats.load_state_dict(fresh.state_dict())  # a run that had ended none yet is as a fresh one
     play(True, False, False)
-    stats.scalars()
+    stats.scalars(*step)
     assert list(stats.recent) == [1]
+
+
+@of(["ppo_rnd_atari", "ppo_rnd_atari_ram", "dqn_rnd_atari"])
+def test_scores_and_rooms_of_another_game_are_forgotten(script, call, run_dir):
+    """Or there would never be a best.pt of the new game."""
+    state = load(run_dir / "latest.pt")
+    state["stats"] |= {"recent": [1.0] * 100, "visited": [200], "rooms_best": 1}
+    state["best_score"] = 1000.0
+    torch.save(state, run_dir / "latest.pt")
+    assert call("--resume", run_dir, *more(script.__name__, 3), "--env-id", "ALE/MontezumaRevenge-v5")[0] == 0
+    state = load(run_dir / "latest.pt")
+    assert state["best_score"] == 1000 and len(state["stats"]["recent"]) == 100 and 200 in state["stats"]["visited"]
+    assert call("--resume", run_dir, *more(script.__name__, 4), "--env-id", "Pitfall")[0] == 0
+    state = load(run_dir / "latest.pt")
+    assert state["best_score"] == -math.inf and len(state["stats"]["recent"]) < 100
+    assert 200 not in state["stats"]["visited"]
 
 
 @of(["a2c_rnd_doorkey", "ppo_rnd_minigrid"])

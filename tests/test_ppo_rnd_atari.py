@@ -446,6 +446,16 @@ def test_statistics_and_rooms_leave_reset_steps_out(atari_pool):
     assert stats.rooms_best == 3  # of new episodes, which have been in one or two
 
 
+def test_scores_wait_for_the_environments_of_all_ranks(monkeypatch):
+    stats, elsewhere = script.EpisodeStats(1), [True]
+    monkeypatch.setattr(script, "all_ranks", lambda own: [own, ([(5.0, 1)], elsewhere[0], {7}, 1)])
+    for _ in range(2):
+        stats.add(np.ones(1), np.ones(1, bool), np.ones(1, bool), None)
+        stats.scalars(1)
+        elsewhere[0] = False
+    assert list(stats.recent) == [1, 5] and stats.visited == {7}  # of the second time
+
+
 # --------------------------------------------------------------------------------- The steps of the algorithm
 
 
