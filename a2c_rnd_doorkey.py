@@ -184,7 +184,7 @@ class MiniGridEnvs:
 
     Both packages reset an environment on the step *after* the one that ended the episode: that step ignores its
     action, returns the first view of the next episode and a reward of 0. It is not experience. `step` marks it
-    with valid = False, and everything that learns or counts leaves it out.
+    with valid = False, and all but the count of steps leaves it out.
     """
 
     def __init__(self, args: Args, seed: int):
@@ -311,7 +311,7 @@ class RND(nn.Module):
         )
         self.obs_rms = RunningMoments((num_planes, 7, 7), device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
         self.to(device)
 
 
@@ -606,7 +606,7 @@ def check_args(args: Args) -> None:
         ("evaluate", lambda _: args.resume is None, "without --resume"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
-        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "run without torchrun"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):
@@ -769,6 +769,7 @@ class Run:
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
@@ -963,12 +964,12 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     args = tyro.cli(Args, args=argv, default=was)
     if saved and args.preset != was.preset:
         raise UserError(f"{path} is of a run with --preset {was.preset}; another preset is for a new run")
-    for flag, value in vars(args).items() if args.resume else ():
-        if value != getattr(was, flag) and flag != "resume":
-            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id, args.backend), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    for flag, value in vars(args).items() if args.resume else ():
+        if value != getattr(was, flag) and flag != "resume":
+            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     if args.resume and args.env_id != was.env_id:  # scores of another environment say nothing
         saved["stats"], saved["best_score"] = {"recent": []}, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:

@@ -9,7 +9,7 @@
 """PPO with Random Network Distillation (RND) on Atari, in one file.
 
 Paper: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
-The reference for every constant is the authors' code; departures say `# paper: ..., here: ..., because ...`.
+Constants are the paper's. What it leaves open is as in its authors' code, the reference; departures are named.
 
 A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it
 on the frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a
@@ -90,7 +90,7 @@ class Args:
     # `--help`.
 
     # experiment
-    preset: Literal["paper", "small"] = "paper"  # a set of defaults; small: for a CPU, see PRESETS
+    preset: Literal["paper", "small"] = "paper"  # a set of defaults, see PRESETS; --help shows the paper's
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and the predictor's training
@@ -130,14 +130,14 @@ class Args:
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
     single_head: bool = False  # one value, episodic, for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)
-    update_proportion: float | None = None  # share of samples the predictor learns from (A.4: 32 / num_envs)
+    update_proportion: float | None = None  # share of samples for the predictor (A.4); None: 32 / N of all ranks
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as after the warm-up
     warmup_rollouts: int = 50  # rollouts of a random agent that start the statistics (reference: 50)
 
 
 PRESETS = {  # what each differs in from the defaults
     "paper": {},
-    # The settings of ppo_rnd_atari_ram.py: fewer frames, 128 gradient steps a rollout in place of 16.
+    # As in ppo_rnd_atari_ram.py, but for the total: 128 gradient steps a rollout in place of 16.
     "small": {
         **{"total_timesteps": 3_500_000, "num_envs": 32, "num_steps": 512, "warmup_rollouts": 10, "norm_adv": True},
         **{"num_minibatches": 32, "shuffle": True, "learning_rate": 2.5e-4, "max_grad_norm": 0.5},
@@ -156,7 +156,7 @@ class AtariEnvs:
 
     EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the
     first frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid =
-    False, and everything that learns or counts leaves it out.
+    False, and all but the count of steps leaves it out.
     """
 
     def __init__(self, args: Args, seeds: list[int]):
@@ -263,7 +263,7 @@ class RND(nn.Module):
         )
         self.obs_rms = RunningMoments((84, 84), device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
         self.to(device)
 
 
@@ -454,7 +454,7 @@ def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run")
             rnd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs * RANKS
             bar.update(args.num_envs * RANKS)
-    envs.stats.load_state_dict(None)  # not counted; reference: all begin anew, here: those under way go on
+    envs.stats.load_state_dict(None)  # not counted; reference: all games begin anew, here: they go on
 
 
 @torch.no_grad()
@@ -508,7 +508,7 @@ def update(
     """Several passes over the rollout, one Adam step a minibatch for all networks. Returns means to log."""
     T, N, M, B = args.num_steps, args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
     if args.norm_adv:
-        advantages = normalise(advantages.flatten(), rollout.valid.flatten()).view_as(advantages)
+        advantages = normalise(advantages, rollout.valid)
     data = {key: getattr(rollout, key)[:T] for key in ("obs", "actions", "logprobs", "valid", "frames")}
     data |= {"advantages": advantages, "returns": returns}
     data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics (reference)
@@ -516,7 +516,6 @@ def update(
     steps = torch.arange(B, device=advantages.device)
     if not args.shuffle:  # the rollouts of N/M environments, in the same order in every epoch (reference)
         steps = steps.view(T, M, N // M).transpose(0, 1).flatten()
-    parameters = optimizer.param_groups[0]["params"]
     update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
     piece_size = 1024 if advantages.device.type == "cpu" else B // M
     totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
@@ -535,7 +534,7 @@ def update(
             predictor_loss = masked_mean(errors, batch["valid"][kept])
             predictor_loss.backward()
 
-            # a piece counts by its samples that are no resets; averaged over ranks, all samples count alike
+            # a piece weighs by its valid samples, so that, averaged over ranks, all samples count alike
             num_valid = (sum_over_ranks(batch["valid"].sum()) / RANKS).clamp(min=1)
             for start in range(0, B // M, piece_size):  # on a CPU in pieces, to take less memory
                 piece = {key: x[start : start + piece_size] for key, x in batch.items()}
@@ -545,7 +544,8 @@ def update(
                 for key, value in metrics.items():
                     totals[f"losses/{key}"] += share * value.detach()
 
-            average_gradients(parameters)
+            for parameter in optimizer.param_groups[0]["params"]:
+                sum_over_ranks(parameter.grad).div_(RANKS)
             totals["losses/grad_norm"] += nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
             totals["losses/predictor_loss"] += predictor_loss.detach()
             optimizer.step()
@@ -639,14 +639,6 @@ def join_ranks(device: torch.device) -> torch.device:
     return device
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Puts the mean over the ranks in place of each gradient; one message for all of them."""
-    if RANKS > 1:
-        flat = sum_over_ranks(torch.cat([p.grad.flatten() for p in parameters])) / RANKS
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(part.view_as(p))
-
-
 def all_ranks(own: object) -> list:
     """What each rank has, in the order of the ranks; the same list on all of them."""
     objects = [own] * RANKS
@@ -665,6 +657,7 @@ class EpisodeStats:
 
     def load_state_dict(self, state: dict | None) -> None:
         """Takes over what a checkpoint says of past episodes; None forgets them."""
+        self.returns[:], self.lengths[:], self.rooms[:] = 0, 0, False
         state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
@@ -779,6 +772,7 @@ class Run:
         if RANK == 0:
             self.open_folder(path)
             self.introduce(rollout)
+        self.folder = all_ranks(self.folder)[0]
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
@@ -799,6 +793,7 @@ class Run:
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
@@ -837,7 +832,7 @@ class Run:
     def receive(self, number: int, _frame: object) -> None:
         """Takes note of a signal. A second Ctrl-C ends the process at once (but torchrun sends each twice)."""
         if not self.signal:
-            print(f"\nstopping after this iteration{'; Ctrl-C again: at once' if RANKS == 1 else ''}")
+            print(f"\nstopping after this iteration; {'Ctrl-C again: at once' if RANKS == 1 else 'torchrun waits 30s'}")
         if number == signal.SIGINT and RANKS == 1:
             signal.signal(number, signal.SIG_DFL)
         self.signal = self.signal or number
@@ -1000,22 +995,21 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
 def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
     """The flags, with --resume or --evaluate the run's where none is given anew; and its checkpoint."""
     args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
+    was = Args(preset=args.preset, **PRESETS[args.preset])
     if (source := args.evaluate if args.resume is None else args.resume) is not None:
         path, saved = load_checkpoint(source)
         was = Args(**saved["args"])
         if args.resume is None:  # an evaluation needs nothing that only training needs
             was = dataclasses.replace(was, device="auto", track=False)
-        args = tyro.cli(Args, args=argv, default=was)
-        for flag, value in vars(args).items() if args.resume else ():
-            if value != getattr(was, flag) and flag != "resume":
-                print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
-        if args.resume and args.preset != was.preset:
-            raise UserError(f"{path} is of --preset {was.preset}, and goes on with it; change single flags")
-    else:  # the preset's flags where none is given
-        args = tyro.cli(Args, args=argv, default=Args(preset=args.preset, **PRESETS[args.preset]))
+    args = tyro.cli(Args, args=argv, default=was)
+    if saved and args.preset != was.preset:
+        raise UserError(f"{path} is of a run with --preset {was.preset}; another preset is for a new run")
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    for flag, value in vars(args).items() if args.resume else ():
+        if value != getattr(was, flag) and flag != "resume":
+            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     if args.resume and args.env_id != was.env_id:  # scores of another game say nothing
         saved["stats"], saved["best_score"] = None, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps * RANKS > args.total_timesteps:

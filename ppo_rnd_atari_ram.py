@@ -11,7 +11,7 @@
 The same algorithm as ppo_rnd_atari.py, which is the paper's (Burda et al. 2018, arXiv:1810.12894): read that first.
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / (256 s)  f: random target, g: predictor, o: the screen that RND sees,
-                                                    s: std of the bonus's discounted sum since the beginning
+                                                    s: std over the whole run of the discounted sum of bonuses
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
 What is different here, so that Montezuma's Revenge can be played on a laptop:
@@ -146,7 +146,7 @@ class AtariEnvs:
 
     EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the
     first frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid =
-    False, and everything that learns or counts leaves it out.
+    False, and all but the count of steps leaves it out.
     """
 
     def __init__(self, args: Args, seeds: list[int]):
@@ -256,7 +256,7 @@ class RND(nn.Module):
         )
         self.obs_rms = RunningMoments(FRAME, device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
         self.to(device)
 
 
@@ -431,7 +431,7 @@ def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run")
             rnd.obs_rms.update(rollout.frames[-1], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs
             bar.update(args.num_envs)
-    envs.stats.load_state_dict(None)  # not counted; reference: all begin anew, here: those under way go on
+    envs.stats.load_state_dict(None)  # not counted; reference: all games begin anew, here: they go on
 
 
 @torch.no_grad()
@@ -574,7 +574,7 @@ def check_args(args: Args) -> None:
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("warmup_rollouts", lambda x: x > 0 or args.obs_norm == "running", "at least 1 with --obs-norm frozen"),
         ("evaluate", lambda _: args.resume is None, "without --resume"),
-        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "run without torchrun"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
     ):
@@ -605,6 +605,7 @@ class EpisodeStats:
 
     def load_state_dict(self, state: dict | None) -> None:
         """Takes over what a checkpoint says of past episodes; None forgets them."""
+        self.returns[:], self.lengths[:], self.rooms[:] = 0, 0, False
         state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
@@ -735,6 +736,7 @@ class Run:
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
@@ -931,12 +933,12 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
         if args.resume is None:  # an evaluation needs nothing that only training needs
             was = dataclasses.replace(was, device="auto", track=False)
         args = tyro.cli(Args, args=argv, default=was)
-        for flag, value in vars(args).items() if args.resume else ():
-            if value != getattr(was, flag) and flag != "resume":
-                print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    for flag, value in vars(args).items() if args.resume else ():
+        if value != getattr(was, flag) and flag != "resume":
+            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     if args.resume and args.env_id != was.env_id:  # scores of another game say nothing
         saved["stats"], saved["best_score"] = None, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:

@@ -280,7 +280,7 @@ class RND(nn.Module):
         self.target.requires_grad_(False)
         self.obs_rms = RunningMoments((obs_size,), device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
         self.to(device)
 
 
@@ -603,7 +603,7 @@ def check_args(args: Args) -> None:
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("evaluate", lambda _: args.resume is None, "without --resume"),
-        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "run without torchrun"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
     ):
@@ -770,6 +770,7 @@ class Run:
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
@@ -978,12 +979,12 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
     args = tyro.cli(Args, args=argv, default=was)
     if saved and args.preset != was.preset:
         raise UserError(f"{path} is of a run with --preset {was.preset}; another preset is for a new run")
-    for flag, value in vars(args).items() if args.resume else ():
-        if value != getattr(was, flag) and flag != "resume":
-            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    for flag, value in vars(args).items() if args.resume else ():
+        if value != getattr(was, flag) and flag != "resume":
+            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     if args.resume and args.env_id != was.env_id:  # scores of another environment say nothing
         saved["stats"], saved["best_score"] = {"recent": []}, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:

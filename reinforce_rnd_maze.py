@@ -244,7 +244,7 @@ class RND(nn.Module):
         self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
         self.predictor = nn.Sequential(*rnd_layers(), nn.ReLU(), init_layer(nn.Linear(128, 128)))
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
         self.to(device)
 
     def errors(self, obs: Tensor) -> Tensor:
@@ -511,7 +511,7 @@ def check_args(args: Args) -> None:
         ("predictor_learning_rate max_grad_norm", lambda x: 0 < x < math.inf, "a positive number"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
-        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "run without torchrun"),
     ):
         for flag in flags.split():
             if (value := getattr(args, flag)) is not None and not holds(value):

@@ -181,7 +181,7 @@ class AtariEnvs:
 
     EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the first
     frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid = False, and
-    everything that learns or counts leaves it out.
+    all but the count of steps leaves it out.
     """
 
     def __init__(self, args: Args, seeds: list[int]):
@@ -333,7 +333,7 @@ class SND(nn.Module):
             self.local_to_local = init_layer(nn.Linear(64, 64), args.target_gain)
         self.obs_rms = RunningMoments((96, 96), device)
         self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(N))  # (N,) where `reward_filter` stands
+        self.register_buffer("filtered", torch.zeros(N))  # (N,) the state of `reward_filter`
         if args.entropy_coef_episodic:  # where `episodic_spread` stands; a resume starts new episodes
             self.register_buffer("memory", torch.zeros(N, args.entropy_memory, 512), persistent=False)
             # (N,) the next frame is an episode's first
@@ -658,7 +658,7 @@ def warm_up(envs: AtariEnvs, snd: SND, rollout: Rollout, args: Args, run: "Run")
             snd.obs_rms.update(rollout.obs[-1, :, 3], torch.from_numpy(valid).to(rollout.obs.device))
             steps -= args.num_envs
             bar.update(args.num_envs)
-    envs.stats.load_state_dict(None)  # not counted; reference: all begin anew, here: those under way go on
+    envs.stats.load_state_dict(None)  # not counted; reference: all games begin anew, here: they go on
 
 
 @torch.no_grad()
@@ -834,7 +834,7 @@ def check_args(args: Args) -> None:
         ("pair", lambda x: x == "next" or not alike, "next with --aug none: a frame would be compared with itself"),
         ("ext_coef", lambda x: x or args.int_coef or args.entropy_coef_episodic, "above 0 with --int-coef 0"),
         ("evaluate", lambda _: args.resume is None, "without --resume"),
-        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "without torchrun: one process"),
+        ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "run without torchrun"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("track", lambda x: not x or importlib.util.find_spec("wandb"), "with wandb: pip install wandb"),
     ):
@@ -865,6 +865,7 @@ class EpisodeStats:
 
     def load_state_dict(self, state: dict | None) -> None:
         """Takes over what a checkpoint says of past episodes; None forgets them."""
+        self.returns[:], self.lengths[:], self.rooms[:] = 0, 0, False
         state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
@@ -1016,6 +1017,7 @@ class Run:
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
                 kept = latest.rename(self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
@@ -1208,22 +1210,21 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
 def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | None]:
     """The flags, with --resume or --evaluate the run's where none is given anew; and its checkpoint."""
     args, path, saved = tyro.cli(Args, args=argv, description=__doc__), None, None
+    was = Args(preset=args.preset, **PRESETS[args.preset])
     if (source := args.evaluate if args.resume is None else args.resume) is not None:
         path, saved = load_checkpoint(source)
         was = Args(**saved["args"])
         if args.resume is None:  # an evaluation needs nothing that only training needs
             was = dataclasses.replace(was, device="auto", track=False)
-        args = tyro.cli(Args, args=argv, default=was)
-        for flag, value in vars(args).items() if args.resume else ():
-            if value != getattr(was, flag) and flag != "resume":
-                print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
-        if args.resume and args.preset != was.preset:
-            raise UserError(f"{path} is of --preset {was.preset}, and goes on with it; change single flags")
-    else:  # the preset's flags where none is given
-        args = tyro.cli(Args, args=argv, default=Args(preset=args.preset, **PRESETS[args.preset]))
+    args = tyro.cli(Args, args=argv, default=was)
+    if saved and args.preset != was.preset:
+        raise UserError(f"{path} is of a run with --preset {was.preset}; another preset is for a new run")
     check_args(args)
     args.env_id, args.runs_dir = resolve_env_id(args.env_id), os.path.expanduser(args.runs_dir)
     args.total_timesteps = int(args.total_timesteps)
+    for flag, value in vars(args).items() if args.resume else ():
+        if value != getattr(was, flag) and flag != "resume":
+            print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     if args.resume and args.env_id != was.env_id:  # scores of another game say nothing
         saved["stats"], saved["best_score"] = None, -math.inf
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:

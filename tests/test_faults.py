@@ -369,15 +369,19 @@ def test_flags_of_other_versions_are_named(script, run_dir, call):
 
 
 @of(RESUMABLE)
-def test_a_resume_of_the_best_keeps_the_latest(script, run_dir, call):
-    latest = run_dir / "latest.pt"
+def test_a_resume_of_the_best_keeps_the_latest(script, run_dir, call, monkeypatch):
+    latest, best = run_dir / "latest.pt", run_dir / "best.pt"
     before = latest.read_bytes()
-    state = load(latest)
-    torch.save(state | {"step": 32}, run_dir / "best.pt")
-    status, out, _ = call("--resume", run_dir / "best.pt", *more(script.__name__, 2))
+    torch.save(load(latest) | {"step": 32}, best)
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("a power failure")))
+        assert call("--resume", best, *more(script.__name__, 2))[0] == 1
     (kept,) = run_dir.glob("latest_*.pt")
-    assert status == 0 and str(kept) in out and kept.read_bytes() == before
-    assert load(latest)["step"] == 64
+    assert kept.read_bytes() == before and latest.read_bytes() == best.read_bytes()
+    kept.unlink()
+    status, out, _ = call("--resume", best, *more(script.__name__, 2))
+    (kept,) = run_dir.glob("latest_*.pt")
+    assert status == 0 and str(kept) in out and load(latest)["step"] == 64
     steps = [step for step, _ in read_scalars(run_dir)["losses/entropy"]]
     assert steps == [32, 64]
 
@@ -613,6 +617,9 @@ def test_a_resumed_run_s_first_episodes_do_not_count(script):
     play(True, False, False)
     stats.scalars(*step)
     assert list(stats.recent) == [1]
+    stats.load_state_dict(None if atari else fresh.state_dict())  # as after the warm-up of an Atari script
+    play(False, True, True)
+    assert not atari or [length for _, length in stats.episodes] == [1, 1]  # the steps before are not counted
 
 
 @of(["ppo_rnd_atari", "ppo_rnd_atari_ram", "dqn_rnd_atari"])

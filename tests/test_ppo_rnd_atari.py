@@ -808,7 +808,7 @@ def test_the_preset_for_a_cpu(copy_of_base, monkeypatch, capsys):
     shape |= {"update_proportion": 0.25, "preset": "small", "env_id": MONTEZUMA}
     assert vars(got[0]) == vars(script.Args()) | shape
     status, _, errors = call_main(script, capsys, "--resume", copy_of_base[0], "--preset", "small")
-    assert status == 2 and "is of --preset paper, and goes on with it" in errors and len(got) == 1
+    assert status == 2 and "is of a run with --preset paper; another preset" in errors and len(got) == 1
 
 
 def test_a_run_as_a_user_sees_it(tmp_path):

@@ -31,7 +31,7 @@ T, N = 16, 4
 MONTEZUMA = "MontezumaRevenge-v5"
 DIFFERENT = ["Agent", "Args", "AtariEnvs", "RND", "Rollout", "Run", "check_args", "collect", "empty_rollout"]
 DIFFERENT += ["make_evaluation_env", "novelty", "parse", "rnd_layers", "train", "update", "warm_up", "whiten"]
-RANKS = {"all_ranks", "average_gradients", "join_ranks", "sum_over_ranks"}
+RANKS = {"all_ranks", "join_ranks", "sum_over_ranks"}
 WITHOUT_RANKS = {"EpisodeStats", "Progress", "RunningMoments", "main", "restore"}  # as in the scripts that have none
 
 

@@ -854,7 +854,7 @@ def test_checkpoints_that_do_not_fit(two_runs, atari_pool, capsys):
     before = path.read_bytes()
     for flags, message in [
         (["--total-timesteps", 64], "has all of its 64 steps"),
-        (["--preset", "snd-vic", "--total-timesteps", 640], "is of --preset snd-v, and goes on with it"),
+        (["--preset", "snd-vic", "--total-timesteps", 640], "is of a run with --preset snd-v; another preset"),
         (["--target-loss", "stdim", "--total-timesteps", 640], "does not fit this script (Missing key"),
         (["--policy-net", "B", "--total-timesteps", 640], "does not fit this script (size mismatch for"),
     ]:
