@@ -9,7 +9,7 @@
 """PPO with Random Network Distillation (RND) on Atari, in one file.
 
 Paper: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
-Constants are the paper's. What it leaves open is as in its authors' code, the reference; departures are named.
+Constants are the paper's, else those of its authors' code, the reference. Departures are named.
 
 A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it
 on the frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a
@@ -130,7 +130,7 @@ class Args:
     int_episodic: bool = False  # let the intrinsic stream end with the episode (section 2.3: no)
     single_head: bool = False  # one value, episodic, for int_coef * r_int + ext_coef * r_ext (section 2.3: no)
     int_clip: float | None = None  # clip the normalised intrinsic reward at this (reference: no)
-    update_proportion: float | None = None  # share of samples for the predictor (A.4); None: 32 / N of all ranks
+    update_proportion: float | None = None  # share of samples for the predictor (A.4); None: 32 / all envs
     obs_norm: Literal["running", "frozen"] = "running"  # frozen: the statistics stay as after the warm-up
     warmup_rollouts: int = 50  # rollouts of a random agent that start the statistics (reference: 50)
 
