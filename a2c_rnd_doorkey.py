@@ -25,11 +25,11 @@ predictor, learns to agree with it on what the agent sees. Where they disagree, 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 256      intrinsic reward of the step from o(t) to o(t+1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy
 
-The notebook leaves out some of RND, and says so. `--preset tuned` and `--preset tuned-16x16` put part of it
+The notebook simplifies RND, and says so. `--preset tuned` and `--preset tuned-16x16` put part of it
 back and add to it, still with A2C and the same layers. Beside rates, weights, discounts and `--num-envs`:
   1. A bonus for the first visit of an episode only (`--first-visit`): going back and forth earns nothing.
   2. The bonus is divided by the std of its return (`--int-norm`), whatever the networks' first weights make it.
-  3. Codes as planes of 0 and 1 (`--one-hot`): the code of a door is 4, but it is not four empty tiles.
+  3. Codes as planes of 0 and 1 (`--one-hot`). As a number a door, 4, would be four times an empty tile, 1.
   4. Orthogonal weights (`--orthogonal`), with which a random target tells views apart.
   5. A predictor that learns on what it rewarded (`--same-obs`), with all its units (`--dropout 0`).
   6. Up to 8x8, advantages divided by their std (`--norm-adv`), so that a small bonus teaches as well. Not at
@@ -42,7 +42,7 @@ Three commands, to train, to resume and to evaluate:
     python a2c_rnd_doorkey.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
 What to expect, on one core of a CPU, in 0.6 to 0.9 GB: `--preset tuned` solves 5x5 (a mean return above 0.95)
-within 0.2M steps, in seconds, with or without the bonus, and 8x8 after 0.6M to 0.8M, in 1 to 3 minutes.
+within 0.3M steps, in seconds, with or without the bonus, and 8x8 after 0.6M to 0.8M, in 1 to 3 minutes.
 `--preset tuned-16x16` solves 16x16 after 1.6M to 3.7M, in 3 to 9 minutes. The notebook's settings solve 8x8
 after 1.8M to 5.2M, and with `--int-coef 0` as fast. At 16x16 the notebook itself took 81M.
 docs/results/doorkey.md has all seeds, with and without the bonus.
@@ -92,11 +92,11 @@ class Args:
     # "paper" is RND's. The comments are the help of `--help`.
 
     # experiment
-    preset: Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"] = "notebook"  # a set of defaults
+    preset: Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"] = "notebook"  # see PRESETS; here: notebook's
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "cpu"  # auto: cuda or mps if there is one, else cpu
     runs_dir: str = "runs"  # where the run's folder is made
-    log_interval: int = 100  # rollouts between two lines of the log; then a solved run stops, too
+    log_interval: int = 100  # rollouts between two lines of the log; a solved run stops at one
     checkpoint_interval: float = 1.0  # minutes between checkpoints; 0: one after every rollout
     resume: str | None = None  # a run's folder or checkpoint: go on, with its flags except those given anew
     evaluate: str | None = None  # a run's folder or checkpoint: play with it, do not train
@@ -111,7 +111,7 @@ class Args:
 
     # A2C
     total_timesteps: float = 20_000_000  # environment steps, one frame each
-    solved_score: float | None = 0.95  # stop when the mean return of the last 100 episodes is higher
+    solved_score: float | None = 0.95  # stop when the mean return of the last 100 episodes is higher; None: never
     num_steps: int = 16  # steps of each environment in a rollout, T
     learning_rate: float = 1e-4  # RMSprop's step size for policy and values
     gamma: float = 0.99  # discount of the extrinsic stream
@@ -125,7 +125,7 @@ class Args:
 
     # RND
     int_coef: float = 10.0  # weight of the intrinsic advantage; 0: A2C without the bonus
-    ext_coef: float = 100.0  # weight of the extrinsic advantage (notebook: 100; in its runs without the bonus 1)
+    ext_coef: float = 100.0  # weight of the extrinsic advantage (notebook: 100, without the bonus 1)
     int_gamma: float = 0.99  # discount of the intrinsic stream
     int_episodic: bool = True  # let the intrinsic stream end with the episode (paper: no)
     int_norm: bool = False  # divide the bonus by the running std of its discounted return (paper: yes)
@@ -302,8 +302,8 @@ class RND(nn.Module):
         # The predictor is two layers deeper, so that it can represent the target. Then the error that is left
         # comes from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 256)).requires_grad_(False)
-        # In two parts: the trunk runs once for each view. The head begins with dropout, which acts when it
-        # learns, on other units at each step, and not when it rewards.
+        # In two parts. The trunk runs once for each view. The head begins with dropout: on when it learns, with
+        # other units at each step, off when it rewards.
         self.predictor_trunk = nn.Sequential(*conv_layers(num_planes), nn.Linear(1024, 256))
         self.predictor_head = nn.Sequential(
             *(nn.Dropout(dropout), nn.ReLU(), nn.Linear(256, 256)),
@@ -356,7 +356,7 @@ def novelty(rnd: RND, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
+    """The return of past rewards, as future ones are unknown: F(t) = gamma * F(t-1) + r(t), per environment.
 
     It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
     valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
@@ -511,6 +511,7 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> tuple[Tensor, T
 def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> tuple[Tensor, Tensor]:
     """A = int_coef * A_int + ext_coef * A_ext (T, N), and what each value head is to learn (T, N, 2)."""
     rewards, dones, values = rollout.rewards, rollout.dones, rollout.values
+    # a cut by the time limit is an end here (ppo_rnd_minigrid.py has --bootstrap-truncated)
     int_dones = dones if args.int_episodic else torch.zeros_like(dones)
     streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
@@ -578,7 +579,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, optimizer, rollout, advantages, returns, predictor_loss, args)
             step += per_iteration
-            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns, args) | scalars)
+            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns, args))
             run.save()
         return run.finish()
 
@@ -640,7 +641,7 @@ class EpisodeStats:
         self.episodes: list[tuple[float, int, int, bool]] = []  # (return, length, cells, paid) since the last log
         self.means: dict[str, float] = {}  # of what was logged last
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
-        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
+        self.waiting = np.ones(len(self.returns), bool)  # (N,) has ended no episode yet
 
     def state_dict(self) -> dict:
         return {"recent": [*self.recent]}
@@ -663,7 +664,7 @@ class EpisodeStats:
             names = "charts/episodic_return", "charts/episodic_length", "rnd/cells_visited", "charts/success_rate"
             self.means = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
         scalars, self.episodes = self.means if self.episodes else {}, []
-        if len(self.recent) == self.recent.maxlen:  # before that, likewise
+        if len(self.recent) == self.recent.maxlen:
             scalars = scalars | {"charts/score": np.mean(self.recent)}
         return scalars
 
@@ -776,6 +777,7 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
+                self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
             self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:
@@ -821,10 +823,10 @@ class Run:
                 raise FloatingPointError(f"{key} is {value} at step {step:,}: stopped; {where}")
         self.past.append(scalars)
         B, self.step = step - self.step, step
-        if step // B % self.args.log_interval and step + B <= self.args.total_timesteps:
+        if step // B % self.args.log_interval and step + B <= self.args.total_timesteps and not self.signal:
             return
         for key in scalars:
-            if "explained" not in key and "unique" not in key:  # which are of the last rollout alone
+            if "explained" not in key:  # may be NaN: the last rollout's
                 scalars[key] = np.mean([past[key] for past in self.past])
         now, steps, self.past = time.monotonic(), B * len(self.past), []
         scalars |= self.stats.scalars() | {"charts/SPS": steps / (now - self.logged)}

@@ -828,7 +828,7 @@ class EpisodeStats:
         state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
-        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
+        self.waiting = np.ones(len(self.returns), bool)  # (N,) has ended no episode yet
         self.visited = set(state["visited"])  # the rooms that any environment has been in
         self.announced = set(self.visited)
         self.rooms_best = state["rooms_best"]  # the most rooms in one episode
@@ -860,7 +860,7 @@ class EpisodeStats:
         scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
-        if len(self.recent) == self.recent.maxlen:  # before that, likewise
+        if len(self.recent) == self.recent.maxlen:
             scalars["charts/score"] = np.mean(self.recent)
         return scalars
 
@@ -946,6 +946,7 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
+                self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
             self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:

@@ -301,7 +301,7 @@ def novelty(rnd: RND, frames: Tensor) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
+    """The return of past rewards, as future ones are unknown: F(t) = gamma * F(t-1) + r(t), per environment.
 
     It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
     valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
@@ -547,7 +547,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns) | scalars)
+            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns))
             run.save()
         return run.finish()
 
@@ -609,7 +609,7 @@ class EpisodeStats:
         state = state or {"recent": [], "visited": [], "rooms_best": 0}
         self.episodes: list[tuple[float, int]] = []  # (unclipped return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
-        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
+        self.waiting = np.ones(len(self.returns), bool)  # (N,) has ended no episode yet
         self.visited = set(state["visited"])  # the rooms that any environment has been in
         self.announced = set(self.visited)
         self.rooms_best = state["rooms_best"]  # the most rooms in one episode
@@ -641,7 +641,7 @@ class EpisodeStats:
         scalars = rooms if self.visited else {}
         if episodes:
             scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
-        if len(self.recent) == self.recent.maxlen:  # before that, likewise
+        if len(self.recent) == self.recent.maxlen:
             scalars["charts/score"] = np.mean(self.recent)
         return scalars
 
@@ -743,6 +743,7 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
+                self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
             self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:

@@ -343,7 +343,7 @@ def novelty(rnd: RND, seen: Tensor, args: Args) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
+    """The return of past rewards, as future ones are unknown: F(t) = gamma * F(t-1) + r(t), per environment.
 
     It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
     valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
@@ -576,7 +576,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
             advantages, returns = advantages_and_returns(rollout, intrinsic, args)
             scalars = update(agent, rnd, optimizer, rollout, advantages, returns, args)
             step += per_iteration
-            run.log(step, diagnostics(agent, rnd, rollout, intrinsic, returns) | scalars)
+            run.log(step, scalars | diagnostics(agent, rnd, rollout, intrinsic, returns))
             run.save()
         return run.finish()
 
@@ -646,7 +646,7 @@ class EpisodeStats:
         self.returns[:], self.lengths[:] = 0, 0
         self.episodes: list[tuple[float, int, bool]] = []  # (return, length, return above 0) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
-        self.waiting = np.full(len(self.returns), bool(state["recent"]))  # (N,) none ended since a resume
+        self.waiting = np.ones(len(self.returns), bool)  # (N,) has ended no episode yet
 
     def state_dict(self) -> dict:
         return {"recent": [*self.recent]}
@@ -669,7 +669,7 @@ class EpisodeStats:
             names = "charts/episodic_return", "charts/episodic_length", "charts/return_above_0"
             scalars = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
         self.episodes = []
-        if len(self.recent) == self.recent.maxlen:  # before that, likewise
+        if len(self.recent) == self.recent.maxlen:
             scalars["charts/score"] = np.mean(self.recent)
         return scalars
 
@@ -777,6 +777,7 @@ class Run:
 
                 name = self.folder.name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
+                self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
             self.writer = self.stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
         except filelock.Timeout:

@@ -14,9 +14,9 @@ A maze of six rooms pays 1 at the goal and nothing anywhere else. REINFORCE play
 action likelier by as much as what came after it was better than expected:
 
     G(t) = r(t) + gamma * G(t+1)                        return: what came after step t, discounted
-    loss = -mean over steps of log pi(a(t) | o(t)) * (G(t) - V(o(t)))
+    loss = -mean over steps of log pi(a(t) | o(t)) * (G(t) - V(o(t))) - ent_coef * entropy
 
-V(o) is a learned guess of G, the baseline. One more term of the loss, the entropy, favours a random policy.
+V(o) is a learned guess of G, the baseline. The entropy term favours a random policy.
 While no episode finds the goal, all returns are 0 and so is the gradient: nothing is learned. With
 `--goal 9-9` a random walk arrives in one episode out of 530. So the agent is also paid for what is new to it.
 RND measures that with two networks. The target f is random and never trained. The predictor g learns to agree
@@ -25,16 +25,18 @@ with it on what the agent sees. Where they still disagree, the agent has seldom 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2                intrinsic reward, the bonus
     A(t)     = int_coef * (G_int - V_int) + ext_coef * (G - V)      takes the place of G - V in the loss
 
+G_int and V_int are return and baseline of the bonus alone.
 Five things help (in brackets: how many of 10 seeds solve `--goal 9-9` without, where that was run):
   1. The bonus falls as a place becomes familiar, at a pace that the policy can follow
      (`--predictor-learning-rate`).
   2. It is divided by the running std of its own discounted return. That std forgets nothing. One that forgets
-     would blow up the last noise to full size when everything is known.
+     would, we think, blow up the last noise to full size when everything is known.
   3. The bonus does not end with the episode. If it did (`--int-episodic`), reaching the goal would cost all
      the novelty that could still have been seen. (8)
   4. A baseline V for each stream. Without one all returns are positive, and every action taken becomes
-     likelier. (0)
-  5. Bonus and entropy term fade to nothing (`--anneal`), so that the goal's reward has the last word. (9)
+     likelier. (0; the bonus then ends with the episode, too)
+  5. Bonus, entropy term and the policy's step size fade to nothing (`--anneal`), so that the goal's reward has
+     the last word. (9)
 
 Three commands, to train, to train without the bonus and to evaluate:
     python reinforce_rnd_maze.py --goal 9-9 --plot
@@ -44,8 +46,8 @@ Three commands, to train, to train without the bonus and to evaluate:
 What to expect: half a minute on one core, 0.5 GB. With `--goal 9-9` the goal is found after some 300 episodes
 and reached by 95 of 100 after some 1,100, in the end by a shortest path, with 10 seeds of 10. REINFORCE alone
 finds it too, by luck, and never learns it: 0 of 10 (docs/results/maze.md). The maze, its rewards and the
-policy's layers are those of notes by "bison" (2025), where the far goal stays unsolved. So it does here with
-`--bonus seed` or with `--no-baseline` (0 of 10).
+policy's layers are those of notes by "bison" (2025), where the far goal stays unsolved, as it does here with
+`--bonus notes` or with `--no-baseline` (0 of 10).
 """
 
 import collections
@@ -69,8 +71,9 @@ import numpy as np
 import torch
 import torch.nn as nn
 import tyro
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Adam
@@ -97,7 +100,7 @@ class Args:
     demo_curriculum: bool = False  # start near the goal, on a shortest path; move back when 20 % of episodes succeed
 
     # REINFORCE
-    total_episodes: int = 3000  # episodes to play, over which things fade (notes: 5,000)
+    total_episodes: float = 3000  # episodes to play, over which things fade (notes: 5,000)
     num_envs: int = 4  # episodes played side by side, N; one gradient step for them all (notes: 1)
     learning_rate: float = 1e-3  # Adam's step size for the policy (notes: 1e-4, for 5,000 gradient steps, not 750)
     baseline_learning_rate: float = 4e-3  # the same for the baseline, which has to keep up with a moving bonus
@@ -106,14 +109,14 @@ class Args:
     max_grad_norm: float = 0.5  # clip the norm of the policy's gradient (notes)
     baseline: bool = True  # subtract a learned value from the returns (notes: no)
     anneal: bool = True  # let bonus, entropy term and the policy's learning rate fade to 0 (notes: no)
-    return_norm: bool = False  # standardise advantages within each episode; with --no-baseline the notes' mistake
+    return_norm: bool = False  # standardise advantages within each episode; with --no-baseline as in the notes
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage at the start (paper); 0: REINFORCE without the bonus
     ext_coef: float = 2.0  # weight of the extrinsic advantage (paper)
     int_gamma: float = 0.99  # discount of the intrinsic stream (paper)
     int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no); so does --no-baseline
-    bonus: Literal["rnd", "seed"] = "rnd"  # seed: that of the notes, the error standardised within itself
+    bonus: Literal["rnd", "notes"] = "rnd"  # notes: theirs, the error standardised within itself
     predictor_learning_rate: float = 0.25  # the predictor's step size, plain gradient descent
 
 
@@ -243,8 +246,8 @@ class RND(nn.Module):
         # comes from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
         self.predictor = nn.Sequential(*rnd_layers(), nn.ReLU(), init_layer(nn.Linear(128, 128)))
-        self.return_rms = RunningMoments((), device)
-        self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
+        self.return_sums = torch.zeros(3, dtype=torch.float64)  # of all returns: number, sum, sum of squares
+        self.filtered = torch.zeros(num_envs, device=device)  # (N,) the state of `reward_filter`
         self.to(device)
 
     def errors(self, obs: Tensor) -> Tensor:
@@ -255,33 +258,11 @@ class RND(nn.Module):
 
 
 # ---------------------------------------------------------------------------- Normalisers, returns and losses
-class RunningMoments(nn.Module):
-    """Mean and variance of everything seen so far, in float64. Nothing is forgotten. No epsilon is added."""
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device):
-        super().__init__()
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        self.register_buffer("mean", torch.zeros(shape, dtype=dtype))
-        self.register_buffer("var", torch.ones(shape, dtype=dtype))
-        self.register_buffer("count", torch.tensor(1e-4, dtype=dtype))
-
-    @torch.no_grad()
-    def update(self, batch: Tensor, valid: Tensor) -> None:
-        """Takes in batch (B, *shape), each row as often as valid (B,) says, a bool or a number (Chan et al. 1979)."""
-        delta, weight = batch.to(self.mean.dtype) - self.mean, valid.to(self.mean.dtype)
-        first, second = torch.tensordot(weight, delta, 1), torch.tensordot(weight, delta.square_(), 1)
-        count = weight.sum()
-        total = self.count + count
-        self.mean += first / total
-        self.var.copy_((self.var * self.count + second - first.square() / total) / total)
-        self.count += count
-
-
 def novelty(errors: Tensor, bonus: str) -> Tensor:
     """Raw intrinsic reward: squared error of each feature (B, F) -> (B,).
 
     `rnd`: their sum, |g - f|^2, which goes to 0 as the predictor learns.
-    `seed`: the errors are standardised within each observation, then mean(tanh(|z|)). Multiply all by a number
+    `notes`: the errors are standardised within each observation, then mean(tanh(|z|)). Multiply all by a number
     and nothing changes, so this reward does not know how well the predictor does. Trained on itself, as in the
     notes, it falls everywhere alike, seen or not. It is kept to show that.
     """
@@ -292,7 +273,7 @@ def novelty(errors: Tensor, bonus: str) -> Tensor:
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Discounted sum of past rewards: F(t) = gamma * F(t-1) + r(t), over time, for each environment.
+    """The return of past rewards, as future ones are unknown: F(t) = gamma * F(t-1) + r(t), per environment.
 
     It goes on over episode ends and from rollout to rollout (`state` (N,) is carried on). A step that is not
     valid leaves it as it is. The std of F stands for that of the return. Returns: F (T, N), the new state (N,).
@@ -328,11 +309,6 @@ def standardise(advantages: Tensor, valid: Tensor) -> Tensor:
     mean = (advantages * valid).sum(0) / count  # (N,)
     std = ((advantages - mean).square() * valid).sum(0).div((count - 1).clamp(min=1)).sqrt()
     return (advantages - mean) / (std + 1e-9) * valid
-
-
-def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of x over the entries with valid True, of the same shape; 0 if there is none."""
-    return (x * valid).sum() / valid.sum().clamp(min=1)
 
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
@@ -389,8 +365,11 @@ def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
     """r_int (T, N), divided by the running std of its return."""
     intrinsic = novelty(rnd.errors(rollout.observations), args.bonus)[rollout.next_states]
     discounted, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
-    rnd.return_rms.update(discounted.flatten(), rollout.valid.flatten())
-    return intrinsic / rnd.return_rms.var.sqrt().float()
+    past = discounted[rollout.valid].cpu().double()  # (B,)
+    rnd.return_sums += torch.stack([torch.ones_like(past), past, past.square()], 1).sum(0)
+    mean, mean_square = rnd.return_sums[1:] / rnd.return_sums[0]
+    rnd.return_std = (mean_square - mean.square()).sqrt().float()
+    return intrinsic / rnd.return_std
 
 
 def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> tuple[Tensor, Tensor]:
@@ -399,7 +378,7 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     # what follows an episode is the next one, which is worth the value of its start
     next_episode = 0.0 if args.int_episodic else baselines[0, :, 0]
     int_returns = discounted_returns(intrinsic, rollout.valid, args.int_gamma, next_episode)
-    ext_returns = discounted_returns(rollout.rewards, rollout.valid, args.gamma, 0.0)  # a cut is an end, too
+    ext_returns = discounted_returns(rollout.rewards, rollout.valid, args.gamma, 0.0)  # nothing follows a cut either
     returns = torch.stack([int_returns, ext_returns], 2)
     int_advantages, ext_advantages = (returns - baselines).unbind(2)
     advantages = args.int_coef * int_advantages + args.ext_coef * ext_advantages
@@ -411,10 +390,9 @@ def update(
 ) -> dict[str, Tensor]:
     """One gradient step for policy and baseline, and one for the predictor. Returns what to log."""
     observations, logprobs, values, states, actions, _, _, valid = rollout
-    policy_loss = masked_mean(-logprobs[states, actions] * advantages, valid)
-    entropy = masked_mean(-(logprobs.exp() * logprobs).sum(1)[states], valid)
-    value_loss_int = 0.5 * masked_mean((values[states, 0] - returns[..., 0]).square(), valid)
-    value_loss_ext = 0.5 * masked_mean((values[states, 1] - returns[..., 1]).square(), valid)
+    policy_loss = -(logprobs[states, actions] * advantages)[valid].mean()
+    entropy = -(logprobs.exp() * logprobs).sum(1)[states[valid]].mean()
+    value_loss_int, value_loss_ext = 0.5 * (values[states] - returns)[valid].square().mean(0)
     # a stream that is turned off does not shape the baseline's features either
     value_loss = value_loss_int * (args.int_coef > 0) + value_loss_ext * (args.ext_coef > 0)
     loss = policy_loss - args.ent_coef * entropy + args.baseline * value_loss
@@ -424,7 +402,7 @@ def update(
     grad_norm = nn.utils.clip_grad_norm_(agent.policy.parameters(), args.max_grad_norm)
     optimizer.step()
 
-    # the predictor learns from the observations that were rewarded, each as often as it was seen
+    # the predictor learns from the observations that were paid for, each as often as it was seen
     bonus = novelty(rnd.errors(observations), args.bonus)  # (S,)
     predictor_loss = (bonus * rollout.visits).sum() / valid.sum()
     # paper: Adam, here: plain gradient descent, because with Adam's rescaled steps the bonus of cells that
@@ -503,7 +481,7 @@ def check_args(args: Args) -> None:
     counts = "num_envs max_episode_steps total_episodes eval_episodes"
     for flags, holds, rule in (
         (counts, lambda x: 1 <= x < 2**31, "at least 1 and below 2^31"),
-        ("num_envs eval_episodes", lambda x: x * args.max_episode_steps <= 1e9, "less: too many steps for the memory"),
+        ("num_envs eval_episodes", lambda x: x * args.max_episode_steps <= 1e8, "less: too many steps for the memory"),
         ("seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63"),
         ("ent_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0"),
         ("gamma int_gamma", lambda x: 0 <= x <= 1, "in [0, 1]"),
@@ -560,7 +538,7 @@ class Run:
         self.step, self.first_hit, self.solved = 0, None, None  # the last two: [episode, step]
         self.curve = []  # after every batch: [step, episode, success rate, length of the likeliest path]
         self.visits = torch.zeros(len(envs.cells), dtype=torch.int64)  # (S,) how often each state was entered
-        self.snapshots = []  # at each eighth of the run: (step, visits (S,) so far, bonus (S,))
+        self.snapshots = []  # at each eighth of the run: (episode, visits (S,) so far, bonus (S,))
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         script = pathlib.Path(globals().get("__file__", "notebook")).stem
         self.folder = pathlib.Path(args.runs_dir) / f"Maze-{args.goal}__{script}__{args.seed}__{now}"
@@ -623,8 +601,8 @@ class Run:
             "charts/success_rate": success,
             "charts/SPS": num_steps / (now - self.logged),
             "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "rnd/intrinsic_reward": masked_mean(intrinsic, valid),
-            "rnd/intrinsic_return_std": self.rnd.return_rms.var.sqrt(),
+            "rnd/intrinsic_reward": intrinsic[valid].mean(),
+            "rnd/intrinsic_return_std": self.rnd.return_std,
             "rnd/cells_visited": (self.visits > 0).sum(),
         }
         for stream, values, G in zip(("int", "ext"), rollout.baselines(args).unbind(2), returns.unbind(2), strict=True):
@@ -642,9 +620,9 @@ class Run:
         part = args.total_episodes / 8
         if episode // part > (episode - args.num_envs) // part:
             bonus = novelty(self.rnd.errors(envs.observations), args.bonus)
-            self.snapshots.append((self.step, self.visits.clone(), bonus.cpu()))
+            self.snapshots.append((episode, self.visits.clone(), bonus.cpu()))
             last = [*rollout.states[valid[:, 0], 0].tolist(), int(rollout.next_states[-1, 0])]
-            tqdm.write(f"episode {episode:,}: likeliest actions, and where the last episode went")
+            tqdm.write(f"episode {episode:,}: likeliest actions; cells that one episode entered")
             tqdm.write(draw(envs, actions, last))
             if not sys.stderr.isatty():
                 print(str(self.bar).replace("|", ""))
@@ -660,15 +638,9 @@ class Run:
             raise FloatingPointError(f"a weight is not finite at step {self.step:,}: nothing is saved")
         state |= {"args": vars(self.args), "step": self.step, "seconds": seconds, "curve": self.curve}
         torch.save(state | {"first_hit": self.first_hit, "solved": self.solved}, buffer := io.BytesIO())
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:  # there is a whole file or none
-            with open(temporary, "wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(buffer.getbuffer())
+        temporary.replace(path)  # there is a whole file or none
         for text, when in (("goal first reached", self.first_hit), ("95 of 100 episodes reach it", self.solved)):
             print(f"{text:28s} {'after {:,} episodes, {:,} steps'.format(*when) if when else 'never'}")
         print(f"path of likeliest actions    {length or 'none'}; the shortest is {len(shortest_path(self.envs)) - 1}")
@@ -724,32 +696,34 @@ def plot(run: Run) -> None:
     """Draws exploration.png, policy.png and learning_curve.png."""
     envs, figures = run.envs, {}
 
-    def show(panel: Axes, values: Tensor, norm: Normalize, colors: str | LinearSegmentedColormap) -> None:
+    def show(panel: Axes, values: Tensor, norm: Normalize, colors: Colormap) -> None:
         """One value for each state (S,) as a map of the maze; a circle for the start, a star for the goal."""
         grid, size = np.full(WALLS.shape, np.nan), 3 * panel.figure.get_figheight()
-        grid[*envs.cells.T] = values.clamp(min=norm.vmin).cpu()
+        grid[*envs.cells.T] = values.clamp(min=norm.vmin / 2).cpu()  # 0 is below the scale: white
         panel.imshow(grid, norm=norm, cmap=colors)
         panel.plot(0, 0, "ko", markersize=size, markerfacecolor="none")
         panel.plot(*envs.cells[envs.goal][::-1], "k*", markersize=size, markerfacecolor="gold", zorder=3)
         panel.set(xticks=[], yticks=[], facecolor="0.25")
 
     # where the agent went, and what the bonus was, in eight parts of the run
-    steps, visits, bonuses = zip(*run.snapshots, strict=True)
-    figures["exploration"] = figure = Figure(figsize=(2 * len(steps) + 0.5, 4.3), layout="constrained")
-    rows = figure.subplots(2, len(steps), squeeze=False)
-    labels = "visits", f"bonus{'' if run.args.int_coef else ', not paid'}"
+    episodes, visits, bonuses = zip(*run.snapshots, strict=True)
+    figures["exploration"] = figure = Figure(figsize=(2 * len(episodes) + 0.5, 4.3), layout="constrained")
+    rows = figure.subplots(2, len(episodes), squeeze=False)
+    labels = "entered", f"bonus{'' if run.args.int_coef else ', not paid'}"
     visits, bonuses = torch.stack([0 * visits[0], *visits]).diff(dim=0), torch.stack(bonuses)  # (8, S), (8, S)
     norms = LogNorm(1, max(2, visits.max().item())), LogNorm(bonuses.min().item(), bonuses.max().item())
     for row, label, parts, norm in zip(rows, labels, (visits, bonuses), norms, strict=True):
         for panel, values in zip(row, parts, strict=True):
-            show(panel, values, norm, "viridis")
+            show(panel, values, norm, colormaps["viridis"].with_extremes(under="white"))
         row[0].set_ylabel(label)
         figure.colorbar(row[-1].images[0], ax=row[-1])
-    for panel, step in zip(rows[0], steps, strict=True):
-        panel.set_title(f"to step {step:,}", fontsize=9)
+    for panel, episode in zip(rows[0], episodes, strict=True):
+        panel.set_title(f"until episode {episode:,}", fontsize=9)
+    figure.supxlabel("white: not entered. An episode's first cell is not entered. Colours are logarithmic.", fontsize=9)
 
     # the likeliest actions, how likely they are, and where they lead
     likelihood, actions = run.agent(envs.observations)[0].softmax(1).max(1)  # (S,), (S,)
+    likelihood[envs.goal] = 0  # nobody acts there
     (path, length), shown = greedy_path(envs, actions), np.arange(len(actions)) != envs.goal
     figures["policy"] = figure = Figure(figsize=(5, 4.2), layout="constrained")
     panel = figure.subplots()
@@ -757,7 +731,7 @@ def plot(run: Run) -> None:
     figure.colorbar(panel.images[0], ax=panel, label="probability of the likeliest action")
     panel.plot(*envs.cells[path].T[::-1], "tab:orange", linewidth=6, alpha=0.5)
     (rows, columns), (down, right) = envs.cells[shown].T, np.array(MOVES)[actions.cpu()][shown].T
-    panel.quiver(columns, rows, right, -down, scale=16, width=0.008, pivot="mid")
+    panel.quiver(columns, rows, right, -down, scale=16, width=0.008, pivot="mid", zorder=3)
     steps = f"{length} steps" if length else "which misses the goal"
     panel.set_title(f"likeliest actions and their path, {steps}", fontsize=10)
     panel.set_xlabel("circle: start, star: goal")
@@ -766,6 +740,7 @@ def plot(run: Run) -> None:
     panel = figure.subplots()
     panel.plot(*np.array(run.curve, float)[:, [0, 2]].T)
     panel.set(xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
+    panel.set_title(f"goal {run.args.goal}", fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
     for name, figure in figures.items():
         figure.savefig(run.folder / f"{name}.png", dpi=110)
@@ -795,6 +770,7 @@ def parse(argv: list[str] | None) -> tuple[Args, Agent | None]:
         agent, was = load_agent(args.evaluate)
         args = tyro.cli(Args, args=argv, default=Args(**was))
     check_args(args)
+    args.total_episodes = int(args.total_episodes)
     args.goal, args.runs_dir = "{}-{}".format(*resolve_goal(args.goal)), os.path.expanduser(args.runs_dir)
     return args, agent
 

@@ -35,7 +35,7 @@ ROWS = {  # name, which begins with the goal -> flags
     "9-1, with RND": "",
     "9-1, without": "--int-coef 0",
     "9-9, demonstration": "--int-coef 0 --demo-curriculum",
-    "9-9, seed's bonus": "--bonus seed",
+    "9-9, the notes' bonus": "--bonus notes",
     "9-9, bonus ends with the episode": "--int-episodic",
     "9-9, nothing fades": "--no-anneal",
     "9-9, no baseline": "--no-baseline",

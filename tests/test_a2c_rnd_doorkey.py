@@ -481,6 +481,7 @@ def test_it_stops_when_solved(fake_envs, tmp_path, monkeypatch, capsys):
 
     class Winning(FakeEnvs):
         def step(self, actions):
+            self.stats.waiting[:] = False
             self.stats.episodes.append((0.92, 9, 5, True))  # 32 episodes from one line of the log to the next
             return super().step(actions)
 

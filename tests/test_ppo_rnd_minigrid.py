@@ -678,6 +678,7 @@ class Winning(FakeEnvs):
     """An episode with a return of 0.92 ends at each step, 8 in a rollout."""
 
     def step(self, actions):
+        self.stats.waiting[:] = False
         self.stats.episodes.append((0.92, 9, 3, True))
         return super().step(actions)
 
@@ -772,7 +773,7 @@ def test_resuming_with_other_flags(copy_of_base, capsys):
     flags = ["--num-envs", 6, "--env-id", "DoorKey-5x5", "--total-timesteps", 3248]
     status, out, errors = call_main(script, capsys, "--resume", path, *flags)
     assert status == 0 and "changed      --num-envs from 4 to 6\n" in out, errors
-    assert "changed      --env-id from MiniGrid-LavaGapS5-v0 to DoorKey-5x5\n" in out
+    assert "changed      --env-id from MiniGrid-LavaGapS5-v0 to MiniGrid-DoorKey-5x5-v0\n" in out
     assert torch.load(path, weights_only=True)["step"] == 3248
 
 

@@ -229,41 +229,39 @@ def test_standardised_returns_call_early_steps_bad_and_late_ones_good():
     assert (z[:25] < 0).all() and (z[40:] > 0).all() and (z.diff(dim=0) > 0).all()
 
 
-def test_running_moments_equal_numpy_and_forget_nothing():
-    rng = np.random.default_rng(0)
-    moments, kept = script.RunningMoments((), CPU), []
-    for k in range(40):
-        batch, valid = rng.normal(10 * k, 1 + k, 7), rng.random(7) < 0.7
-        moments.update(torch.from_numpy(batch), torch.from_numpy(valid))
-        kept.append(batch[valid])
-    data = np.concatenate([[0.0], *kept])  # the start counts as 1e-4 samples of mean 0 and variance 1
-    weight = np.full(len(data), 1.0)
-    weight[0] = 1e-4
-    mean = np.average(data, weights=weight)
-    var = np.average((data - mean) ** 2, weights=weight) + 1e-4 / weight.sum()
-    np.testing.assert_allclose([moments.mean, moments.var], [mean, var], rtol=1e-9)
+def test_the_std_of_the_return_is_that_of_all_so_far():
+    torch.manual_seed(0)
+    envs, args = script.MazeEnvs(3, (9, 1)), script.Args(max_episode_steps=30)
+    agent, rnd, state, kept = script.Agent(4), script.RND(3, CPU), torch.zeros(3), []
+    for _ in range(5):
+        rollout = script.collect(envs, agent, args)
+        raw = script.novelty(rnd.errors(rollout.observations), "rnd").detach()[rollout.next_states]
+        past, state = script.reward_filter(raw, rollout.valid, args.int_gamma, state)
+        kept += past[rollout.valid].tolist()
+        torch.testing.assert_close(script.intrinsic_rewards(rnd, rollout, args), raw / np.std(kept))
+        assert rnd.return_std.item() == pytest.approx(np.std(kept))
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.1, 100.0])
-def test_the_seed_s_bonus_does_not_know_the_size_of_the_error(scale):
+def test_the_notes_bonus_does_not_know_the_size_of_the_error(scale):
     torch.manual_seed(0)
     errors = torch.rand(9, 128, dtype=torch.float64).square()
     torch.testing.assert_close(
-        script.novelty(scale * errors, "seed"), script.novelty(errors, "seed"), rtol=1e-5, atol=0
+        script.novelty(scale * errors, "notes"), script.novelty(errors, "notes"), rtol=1e-5, atol=0
     )
     torch.testing.assert_close(script.novelty(scale * errors, "rnd"), scale * script.novelty(errors, "rnd"))
     z = (errors.numpy() - errors.numpy().mean(1, keepdims=True)) / errors.numpy().std(1, ddof=1, keepdims=True)
-    np.testing.assert_allclose(script.novelty(errors, "seed"), np.tanh(np.abs(z)).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(script.novelty(errors, "notes"), np.tanh(np.abs(z)).mean(1), rtol=1e-6)
     np.testing.assert_allclose(script.novelty(errors, "rnd"), errors.numpy().sum(1), rtol=1e-9)
 
 
-def test_the_bonus_falls_with_visits_and_the_seed_s_does_not():
+def test_the_bonus_falls_with_visits_and_the_notes_does_not():
     """States seen 100, 10, 1 and 0 times in each of 300 updates: what is left of the bonus?"""
     observations = script.MazeEnvs(1, (9, 9)).observations
     seen = torch.zeros(67)
     seen[:20], seen[20:40], seen[40:60] = 100, 10, 1
     fall = {}
-    for bonus in ("rnd", "seed"):
+    for bonus in ("rnd", "notes"):
         torch.manual_seed(0)
         rnd = script.RND(1, CPU)
         optimizer = torch.optim.SGD(rnd.predictor.parameters(), lr=script.Args().predictor_learning_rate)
@@ -278,7 +276,7 @@ def test_the_bonus_falls_with_visits_and_the_seed_s_does_not():
     often, sometimes, seldom, never = fall["rnd"]
     assert often < 0.02 and often < 0.2 * sometimes and sometimes < 0.8 * seldom and seldom < never
     # trained on itself the seed's falls too, but everywhere alike, seen or not
-    assert min(fall["seed"]) > 5 * often and max(fall["seed"]) < 1.1 * min(fall["seed"])
+    assert min(fall["notes"]) > 5 * often and max(fall["notes"]) < 1.1 * min(fall["notes"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -310,7 +308,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
             position = torch.zeros(1, 1, 10, 10)
             position[0, 0, envs.cells[state][0], envs.cells[state][1]] = 1
             error = (rnd.predictor(position) - rnd.target(position)).square()[0]
-            if args.bonus == "seed":
+            if args.bonus == "notes":
                 return torch.tanh(((error - error.mean()) / error.std()).abs()).mean()
             return error.sum()
 
@@ -336,9 +334,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
             for _, _, after in steps:
                 filtered[n] = args.int_gamma * filtered[n] + bonus[after]
                 all_filtered.append(filtered[n])
-        count = len(all_filtered) + 1e-4
-        mean = sum(all_filtered) / count
-        std = ((sum(x * x for x in all_filtered) + 1e-4) / count - mean**2) ** 0.5
+        std = np.std(all_filtered)
 
         # every step's terms, backwards through each episode
         terms, value_terms = [], []
@@ -403,7 +399,7 @@ def plain_batches(args: script.Args, batches: int) -> tuple[dict, dict]:
         {"int_coef": 0.0},
         {"baseline": False},
         {"baseline": False, "int_coef": 0.0, "return_norm": True},
-        {"bonus": "seed"},
+        {"bonus": "notes"},
         {"anneal": False, "ent_coef": 0.1},
         {"demo_curriculum": True, "num_envs": 5},
     ],
@@ -503,7 +499,7 @@ def test_a_nan_stops_the_run_names_itself_and_is_not_saved(tmp_path, monkeypatch
             for goal in ("0-3", "10-1", "0-0", "9,9", "9", "²-1")
         ),
         (["--num-envs", 0], "--num-envs 0: must be at least 1"),
-        (["--total-episodes", -5], "--total-episodes -5: must be at least 1"),
+        (["--total-episodes", -5], "--total-episodes -5.0: must be at least 1"),
         (["--max-episode-steps", 0], "must be at least 1"),
         (["--eval-episodes", 0], "must be at least 1"),
         (["--num-envs", 10**9], "--num-envs 1000000000: must be less"),
@@ -559,7 +555,7 @@ def test_a_run_as_a_user_sees_it(finished):
         assert words in done.stdout
     assert re.fullmatch(r"Maze-9-1__reinforce_rnd_maze__3__\d{8}-\d{6}-\d{6}", folder.name)
     # eight times the policy as arrows and the last trajectory, 10 lines each, and the last lines repeat the score
-    assert done.stdout.count("likeliest actions, and where the last episode went") == 8
+    assert done.stdout.count("likeliest actions; cells that one episode entered") == 8
     assert len(re.findall(r"^([↑↓←→■X] ){10}    ([o·■X]( |$)){10}$", done.stdout, re.M)) == 80
     assert re.search(r"goal first reached +after [\d,]+ episodes, [\d,]+ steps\n", done.stdout)
     assert re.search(r"success [01]\.\d\d, 104 episodes, [\d,]+ steps in \d\d:\d\d, folder", done.stdout)
@@ -683,7 +679,7 @@ def test_two_runs_in_one_second_and_main_in_a_notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(2)
     before = signal.getsignal(signal.SIGINT), torch.get_num_threads(), sys.stdout
-    flags = ["--total-episodes", "4", "--max-episode-steps", "5", "--runs-dir", "~/here"]
+    flags = ["--total-episodes", "4e0", "--max-episode-steps", "5", "--runs-dir", "~/here"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert script.main(flags) == script.main(flags) == 0
     assert len(list((tmp_path / "here").iterdir())) == 2
