@@ -17,8 +17,8 @@ action likelier by as much as what came after it was better than expected:
     loss = -mean over steps of log pi(a(t) | o(t)) * (G(t) - V(o(t))) - ent_coef * entropy
 
 V(o) is a learned guess of G, the baseline. The entropy term favours a random policy.
-While no episode finds the goal, all returns are 0 and so is the gradient: nothing is learned. With
-`--goal 9-9` a random walk arrives in one episode out of 530. So the agent is also paid for what is new to it.
+While no episode finds the goal, all returns are 0: there is nothing to learn from. With `--goal 9-9` a
+random walk arrives in one episode out of 530. So the agent is also paid for what is new to it.
 RND measures that with two networks. The target f is random and never trained. The predictor g learns to agree
 with it on what the agent sees. Where they still disagree, the agent has seldom been:
 
@@ -35,8 +35,8 @@ Five things help (in brackets: how many of 10 seeds solve `--goal 9-9` without, 
      the novelty that could still have been seen. (8)
   4. A baseline V for each stream. Without one all returns are positive, and every action taken becomes
      likelier. (0; the bonus then ends with the episode, too)
-  5. Bonus, entropy term and the policy's step size fade to nothing (`--anneal`), so that the goal's reward has
-     the last word. (9)
+  5. Bonus, entropy term and the policy's learning rate fade to nothing (`--anneal`), so that the goal has the
+     last word. (9)
 
 Three commands, to train, to train without the bonus and to evaluate:
     python reinforce_rnd_maze.py --goal 9-9 --plot
