@@ -108,7 +108,8 @@ def test_a_run_is_killed_goes_on_with_any_number_of_ranks_and_stops_at_ctrl_c(tm
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     command = f"torchrun --nproc-per-node 2 {ROOT / 'ppo_rnd_atari.py'} --resume {path.parent}"
-    assert f"resume with: {command}\n" in output and output.count("stopping after this iteration; torchrun waits 30s\n") == 1
+    assert f"resume with: {command}\n" in output
+    assert output.count("stopping after this iteration; torchrun waits 30s\n") == 1
     state = torch.load(path, weights_only=True)
     assert state["step"] > step + 128 and len(state["ranks"]) == 2
     assert not torch.equal(state["ranks"][0][2], state["ranks"][1][2])
