@@ -638,9 +638,15 @@ class Run:
             raise FloatingPointError(f"a weight is not finite at step {self.step:,}: nothing is saved")
         state |= {"args": vars(self.args), "step": self.step, "seconds": seconds, "curve": self.curve}
         torch.save(state | {"first_hit": self.first_hit, "solved": self.solved}, buffer := io.BytesIO())
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(buffer.getbuffer())
-        temporary.replace(path)  # there is a whole file or none
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:  # there is a whole file or none
+            with open(temporary, "wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         for text, when in (("goal first reached", self.first_hit), ("95 of 100 episodes reach it", self.solved)):
             print(f"{text:28s} {'after {:,} episodes, {:,} steps'.format(*when) if when else 'never'}")
         print(f"path of likeliest actions    {length or 'none'}; the shortest is {len(shortest_path(self.envs)) - 1}")
