@@ -487,9 +487,9 @@ def test_it_stops_when_solved(fake_envs, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(script, "MiniGridEnvs", Winning)
     train(tmp_path / "solved", total_timesteps=3200, solved_score=0.91, log_interval=4)
-    assert "\nsolved: return 0.920, success 1.00, cells 5, 512 steps in 00:0" in capsys.readouterr().out
+    assert "\nsolved: return 0.920, success 1.00, cells 5, 512 steps in " in capsys.readouterr().out
     train(tmp_path / "not", total_timesteps=3200, solved_score=0.925, log_interval=4)
-    assert "\nreturn 0.920, success 1.00, cells 5, 3,200 steps in 00:0" in capsys.readouterr().out
+    assert "\nreturn 0.920, success 1.00, cells 5, 3,200 steps in " in capsys.readouterr().out
 
 
 def test_the_log_holds_means_over_all_updates_since_the_line_before(tmp_path):
