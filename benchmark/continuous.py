@@ -25,7 +25,7 @@ SPARSE = {  # steps; a score that says that the task is solved, or that the agen
     "MountainCarContinuous": ("2e5", 90),
     "CartpoleSwingupSparse": ("1e6", 100),
     "AcrobotSwingupSparse": ("1e6", 10),
-    # 1 for each of 600 steps near the goal. GR: the goal may be where episodes start; G: it is elsewhere
+    # 1 for each of 600 steps near the goal. GR: start and goal are two of four places; G: the start is always the same
     "PointMaze_Medium_Diverse_GR": ("1e6", 100),
     "PointMaze_Medium_Diverse_G": ("1e6", 100),
 }
