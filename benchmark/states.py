@@ -3,8 +3,8 @@
     python benchmark/states.py --seed 4 --out docs/results/continuous_states.png -- --total-timesteps 2e5
 
 Trains once with --int-coef 0 and once with the script's default, and counts the observations of the first --steps
-steps in a grid of two of their entries (--entries; of the mountain car position and velocity). What stands after --
-are flags of the script, for both: with a run's own --total-timesteps its steps are those of the run.
+steps in a grid of two of their entries (of the mountain car position and velocity). What stands after -- are flags of
+the script, for both: with a run's own --total-timesteps its steps are those of the run.
 """
 
 import argparse
@@ -23,10 +23,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 
-NAMES = {  # of the first two entries
-    "MountainCar": ("position", "velocity"),
-    "PointMaze": ("x", "y"),
-    "CartpoleSwingup": ("position of the cart", "cosine of the pole's angle"),
+ENTRIES = {  # task -> the two entries of an observation that are shown, and their names
+    "MountainCar": {0: "position", 1: "velocity"},
+    "PointMaze": {0: "x", 1: "y"},
+    "CartpoleSwingup": {0: "position of the cart", 1: "cosine of the pole's angle"},
+    "AcrobotSwingup": {2: "upper arm, 1 is up", 3: "lower arm, 1 is up"},  # cosines
 }
 
 
@@ -54,7 +55,7 @@ def visited(flags: list[str], steps: int) -> np.ndarray:
     return np.concatenate(seen)
 
 
-def draw(clouds: dict[str, np.ndarray], names: tuple[str, str], path: pathlib.Path) -> None:
+def draw(clouds: dict[str, np.ndarray], names: list[str], path: pathlib.Path) -> None:
     """A panel for each cloud of points (K, 2), on the same axes and the same logarithmic colours."""
     both = np.concatenate([*clouds.values()])
     ranges = [(x.min(), x.max()) for x in both.T]
@@ -78,15 +79,16 @@ def main() -> None:
     parser.add_argument("--env-id", default="MountainCarContinuous")
     parser.add_argument("--steps", type=int, default=30000, help="how many environment steps of each run")
     parser.add_argument("--seed", default="1")
-    parser.add_argument("--entries", nargs=2, type=int, default=[0, 1], help="which two of an observation")
+    parser.add_argument("--entries", nargs=2, type=int, help="which two of an observation")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="path of the picture")
     parser.add_argument("flags", nargs="*", help="after --: flags of the script")
     args = parser.parse_args()
     common = ["--env-id", args.env_id, "--seed", args.seed, *args.flags]
     variants = {"without the bonus": ["--int-coef", "0"], "with it": []}
-    clouds = {title: visited([*common, *flags], args.steps)[:, args.entries] for title, flags in variants.items()}
-    names = [name for task, name in NAMES.items() if args.env_id.startswith(task) and args.entries == [0, 1]]
-    draw(clouds, *names or [tuple(f"entry {k}" for k in args.entries)], args.out)
+    named = next((entries for task, entries in ENTRIES.items() if args.env_id.startswith(task)), {})
+    entries = args.entries or list(named) or [0, 1]
+    clouds = {title: visited([*common, *flags], args.steps)[:, entries] for title, flags in variants.items()}
+    draw(clouds, [named.get(k, f"entry {k}") for k in entries], args.out)
     print(args.out)
 
 
