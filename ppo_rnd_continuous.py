@@ -34,21 +34,21 @@ CleanRL's details for continuous control:
 The predictor learns in the first epoch only, once from each sample, as Burda et al.'s on average, but in
 minibatches of 64.
 
-`--preset seed-001` (no random seed) is a simpler bonus that is found in notes and blogs: a network of two
-outputs, whitened by the statistics of a random agent's 1,500 steps, the sum of the squared errors clipped at
-1 and added to the reward.
+`--preset seed-001`, named after a document, is a simpler bonus that is found in notes and blogs: target and
+predictor have two outputs, what they see is whitened by the statistics of a random agent's 1,500 steps, and
+the sum of the squared errors, clipped at 1, is added to the reward as it is.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_continuous.py --env-id MountainCarContinuous --total-timesteps 2e5
     python ppo_rnd_continuous.py --resume runs/RUN
     python ppo_rnd_continuous.py --evaluate runs/RUN --eval-episodes 20 --capture-video
 
-What to expect: the first command, 40 seconds, has solved its task (a mean return above 90) after 50,000 of
-its steps, on 20 of 20 seeds; the settings were chosen on the first of them. With `--int-coef 0` 11 get there.
+What to expect: the first command takes 40 seconds and solves its task (a mean return above 90) within 50,000
+steps, on 20 of 20 seeds; the settings were chosen on the first of them. With `--int-coef 0` 11 get there.
 In PointMaze_Medium_Diverse_G five of five seeds come above 100 points of 600 within a million steps, none of
 five without the bonus; in _GR, where the start varies too, three and none. Try `--no-reward-norm
 --no-clip-vloss` in mazes. The sparse swing-ups are not solved. On HalfCheetah, Hopper, Walker2d and Ant, which
-always pay, five to ten seeds show no difference (docs/results/continuous.md).
+always pay, five to ten seeds show no loss (docs/results/continuous.md).
 """
 
 import collections
@@ -131,7 +131,7 @@ class Args:
     value_gain: float = 0.01  # gain of the values' last layer at the start (reference: 0.01; CleanRL: 1)
     max_grad_norm: float | None = 0.5  # clip the norm of the gradient of policy and values
     reward_norm: bool = True  # divide rewards by the running std of their discounted sum, clip at 10
-    bootstrap_truncated: bool = True  # value what the time limit cut off; V_int goes on anyway (CleanRL: no)
+    bootstrap_truncated: bool = True  # value what the time limit cut off (CleanRL: no); V_int goes on anyway
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage (paper: 1); 0: PPO on ext_coef * A_ext
@@ -156,6 +156,8 @@ PRESETS = {  # what each differs in from the defaults
         "int_clip": 1.0,
         "single_head": True,
         "ext_coef": 1.0,
+        "reward_norm": False,
+        "clip_vloss": False,  # at rewards of 100 values could not follow
     },
 }
 
@@ -507,7 +509,7 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
-        if args.bootstrap_truncated and head == len(streams) - 1:
+        if args.bootstrap_truncated and head == len(streams) - 1:  # the one with the rewards
             r = r + gamma * v[1:] * rollout.truncated  # v[t+1] is of the episode's last observation
         stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]

@@ -3,8 +3,9 @@
     python benchmark/states.py --seed 4 --out docs/results/continuous_states.png -- --total-timesteps 2e5
 
 Trains once with --int-coef 0 and once with the script's default, and counts the observations of the first --steps
-steps in a grid of two of their entries (of the mountain car position and velocity). What stands after -- are flags of
-the script, for both: with a run's own --total-timesteps its steps are those of the run.
+steps, in whole rollouts, in a grid of 60 x 60 over the range of both runs, of two of their entries (of the mountain car
+position and velocity). What stands after -- are flags of the script, for both: with a run's own --total-timesteps its
+steps are those of the run.
 """
 
 import argparse
