@@ -626,9 +626,10 @@ def resolve_env_id(name: str) -> str:
     ids |= {letters(x.rsplit("-v", 1)[0]): x for x in ids.values()}  # sorted, so that the newest version is the last
     key = letters(name) if letters(name) in ids else letters(name.rsplit("/", 1)[-1])
     if key in ids:
-        spec = envpool.make_spec(ids[key])
-        if isinstance(spec.action_space, gym.spaces.Box) and "uint8" not in repr(spec.observation_space):
-            return ids[key]
+        with contextlib.suppress(ImportError, RuntimeError):  # of Procgen, which shows pictures
+            spec = envpool.make_spec(ids[key])
+            if spec.action_space.dtype.kind == "f" and "uint8" not in repr(spec.observation_space):
+                return ids[key]
         raise UserError(f"--env-id {name}: {ids[key]} has no continuous actions, or shows pictures")
     hints = dict.fromkeys(ids[match] for match in difflib.get_close_matches(key, ids))
     hint = f"did you mean {' or '.join(hints)}?" if hints else "EnvPool does not have it"
@@ -771,8 +772,8 @@ class Run:
             self.stack.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
-                kept = latest.rename(self.folder / f"latest_until_{now}.pt")
-                shutil.copy(path, latest)  # until the first save
+                kept = shutil.copy(latest, self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest.with_suffix(".tmp")).replace(latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb

@@ -1016,8 +1016,8 @@ class Run:
             self.stack.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             latest = self.folder / "latest.pt"
             if path and path.name != latest.name and latest.exists():
-                kept = latest.rename(self.folder / f"latest_until_{now}.pt")
-                shutil.copy(path, latest)  # until the first save
+                kept = shutil.copy(latest, self.folder / f"latest_until_{now}.pt")
+                shutil.copy(path, latest.with_suffix(".tmp")).replace(latest)  # until the first save
                 print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
