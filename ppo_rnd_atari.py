@@ -909,7 +909,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
-        raise UserError(f"{path} is damaged or does not fit this script ({reason})") from None
+        raise UserError(f"{path} is damaged or does not fit script and flags ({reason})") from None
 
 
 def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:

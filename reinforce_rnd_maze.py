@@ -670,7 +670,7 @@ def load_agent(source: str) -> tuple[Agent, dict]:
         return agent, {"goal": str(saved["args"]["goal"]), "max_episode_steps": int(saved["args"]["max_episode_steps"])}
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[-1].strip()
-        raise UserError(f"{path} is damaged or does not fit this script ({reason})") from None
+        raise UserError(f"{path} is damaged or does not fit script and flags ({reason})") from None
 
 
 # ------------------------------------------------------------------------------------------------- Evaluation

@@ -563,8 +563,8 @@ def test_presets_read_back(monkeypatch):
         ("--resume nowhere", "there is no checkpoint nowhere"),
         ("--resume=", "there is no checkpoint latest.pt"),
         ("--evaluate empty", "there is no checkpoint empty/latest.pt"),
-        ("--resume garbage.pt", "garbage.pt is damaged or does not fit this script"),
-        ("--resume other.pt", "other.pt is damaged or does not fit this script"),
+        ("--resume garbage.pt", "garbage.pt is damaged or does not fit script and flags"),
+        ("--resume other.pt", "other.pt is damaged or does not fit script and flags"),
         ("--runs-dir file", "cannot write into file/"),
     ],
 )
@@ -585,7 +585,7 @@ def test_checkpoints_that_do_not_fit(capsys, finished):
     before = (finished / "latest.pt").read_bytes()
     for flags, message in [
         ("--preset tuned", "is of a run with --preset notebook; another preset is for a new run"),
-        ("--one-hot --total-timesteps 6400", "is damaged or does not fit this script"),
+        ("--one-hot --total-timesteps 6400", "is damaged or does not fit script and flags"),
         ("--total-timesteps 3200", "has all of its 3,200 steps"),
         ("--evaluate .", "must be without --resume"),
     ]:

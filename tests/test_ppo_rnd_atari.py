@@ -723,9 +723,9 @@ def test_a_nan_stops_the_run_and_names_itself(copy_of_base, atari_pool, tmp_path
         (["--resume", "nowhere"], "there is no checkpoint nowhere"),
         (["--evaluate", "empty"], "there is no checkpoint empty/latest.pt"),
         (["--resume", "a", "--evaluate", "b"], "there is no checkpoint a"),
-        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit this script"),
-        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit this script (KeyError: 'args')"),
-        (["--resume", "other.pt"], "other.pt is damaged or does not fit this script"),
+        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit script and flags"),
+        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit script and flags (KeyError: 'args')"),
+        (["--resume", "other.pt"], "other.pt is damaged or does not fit script and flags"),
         (["--runs-dir", "file"], "cannot write into file/"),
         (["--runs-dir", "/dev/null/runs"], "cannot write into /dev/null/runs"),
     ],
@@ -783,7 +783,10 @@ def test_resuming_with_other_flags(copy_of_base, atari_pool, capsys, monkeypatch
     path, _, _ = copy_of_base
     before = path.read_bytes()
     for flags, message in [
-        (["--single-head", "--total-timesteps", 192], "does not fit this script (size mismatch for value_head.bias"),
+        (
+            ["--single-head", "--total-timesteps", 192],
+            "does not fit script and flags (size mismatch for value_head.bias",
+        ),
         (["--total-timesteps", 128], "has all of its 128 steps; ask for more with --total-timesteps"),
     ]:
         status, out, errors = call_main(script, capsys, "--resume", path, *flags)

@@ -777,8 +777,8 @@ def test_it_stops_when_solved_and_the_random_agent_is_not_scored(tmp_path, monke
         (["--resume", ""], "there is no checkpoint latest.pt"),
         (["--resume", "nowhere"], "there is no checkpoint nowhere"),
         (["--evaluate", "empty"], "there is no checkpoint empty/latest.pt"),
-        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit this script"),
-        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit this script (KeyError: 'args')"),
+        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit script and flags"),
+        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit script and flags (KeyError: 'args')"),
         (["--runs-dir", "file"], "cannot write into file/"),
     ],
     ids=lambda value: "_".join(map(str, value)).replace("/", ".") if isinstance(value, list) else None,
@@ -810,9 +810,9 @@ def test_resuming_with_other_flags(copy_of_base, capsys):
     path, _, _ = copy_of_base
     before = path.read_bytes()
     for flags, message in [
-        (["--rnd-net", "feature-net", "--total-timesteps", 3264], "does not fit this script (size mismatch for "),
-        (["--single-head", "--total-timesteps", 3264], "does not fit this script (size mismatch for value.4.bias"),
-        (["--env-id", "Hopper", "--total-timesteps", 3264], "does not fit this script (size mismatch for "),
+        (["--rnd-net", "feature-net", "--total-timesteps", 3264], "does not fit script and flags (size mismatch for "),
+        (["--single-head", "--total-timesteps", 3264], "does not fit script and flags (size mismatch for value.4.bias"),
+        (["--env-id", "Hopper", "--total-timesteps", 3264], "does not fit script and flags (size mismatch for "),
         (["--total-timesteps", 3200], "has all of its 3,200 steps"),
     ]:
         status, _, errors = call_main(script, capsys, "--resume", path, *flags)

@@ -730,8 +730,8 @@ def test_the_random_agent_s_episodes_are_not_scored(tmp_path, monkeypatch):
         (["--resume", ""], "there is no checkpoint latest.pt"),
         (["--resume", "nowhere"], "there is no checkpoint nowhere"),
         (["--evaluate", "empty"], "there is no checkpoint empty/latest.pt"),
-        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit this script"),
-        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit this script (KeyError: 'args')"),
+        (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit script and flags"),
+        (["--resume", "foreign.pt"], "foreign.pt is damaged or does not fit script and flags (KeyError: 'args')"),
         (["--runs-dir", "file"], "cannot write into file/"),
     ],
     ids=lambda value: "_".join(map(str, value)).replace("/", ".") if isinstance(value, list) else None,
@@ -756,10 +756,13 @@ def test_resuming_with_other_flags(copy_of_base, capsys):
     for flags, message in [
         (
             ["--policy-obs", "codes", "--total-timesteps", 3264],
-            "does not fit this script (size mismatch for trunk.0.weight",
+            "does not fit script and flags (size mismatch for trunk.0.weight",
         ),
-        (["--rnd-obs", "planes", "--total-timesteps", 3264], "does not fit this script (size mismatch for "),
-        (["--single-head", "--total-timesteps", 3264], "does not fit this script (size mismatch for value_head.bias"),
+        (["--rnd-obs", "planes", "--total-timesteps", 3264], "does not fit script and flags (size mismatch for "),
+        (
+            ["--single-head", "--total-timesteps", 3264],
+            "does not fit script and flags (size mismatch for value_head.bias",
+        ),
         (["--total-timesteps", 3200], "has all of its 3,200 steps"),
     ]:
         status, _, errors = call_main(script, capsys, "--resume", path, *flags)

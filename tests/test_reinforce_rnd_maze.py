@@ -616,7 +616,7 @@ def test_files_that_are_damaged_or_odd(finished, capsys, tmp_path):
         (tmp_path / name).write_bytes(content)
         status, _, error = call(capsys, "--evaluate", tmp_path / name)
         assert status == 2 and error.count("\n") == 1, name
-        assert f"{name} is damaged or does not fit this script" in error, name
+        assert f"{name} is damaged or does not fit script and flags" in error, name
 
 
 def test_a_renamed_copy_evaluates_in_the_console_s_own_marks(finished, tmp_path):

@@ -824,7 +824,7 @@ def test_a_preset_is_its_flags_read_back(monkeypatch, capsys, preset):
         (["--total-timesteps", "1e4"], "--total-timesteps 10000.0: must be at least one rollout, 16384 steps"),
         (["--resume", "nowhere"], "there is no checkpoint nowhere"),
         (["--resume", ""], "there is no checkpoint latest.pt"),
-        (["--evaluate", "foreign.pt"], "foreign.pt is damaged or does not fit this script (KeyError: 'args')"),
+        (["--evaluate", "foreign.pt"], "foreign.pt is damaged or does not fit script and flags (KeyError: 'args')"),
         (["--runs-dir", "/dev/null/runs"], "cannot write into /dev/null/runs"),
     ],
     ids=lambda value: "_".join(map(str, value)).replace("/", ".") if isinstance(value, list) else None,
@@ -855,8 +855,8 @@ def test_checkpoints_that_do_not_fit(two_runs, atari_pool, capsys):
     for flags, message in [
         (["--total-timesteps", 64], "has all of its 64 steps"),
         (["--preset", "snd-vic", "--total-timesteps", 640], "is of a run with --preset snd-v; another preset"),
-        (["--target-loss", "stdim", "--total-timesteps", 640], "does not fit this script (Missing key"),
-        (["--policy-net", "B", "--total-timesteps", 640], "does not fit this script (size mismatch for"),
+        (["--target-loss", "stdim", "--total-timesteps", 640], "does not fit script and flags (Missing key"),
+        (["--policy-net", "B", "--total-timesteps", 640], "does not fit script and flags (size mismatch for"),
     ]:
         status, _, errors = call_main(script, capsys, "--resume", path, *flags)
         assert status == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and message in errors, errors
