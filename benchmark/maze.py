@@ -133,10 +133,10 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     figure.savefig(out.parent / f"{out.name}_curves.png", dpi=120)
 
     figure, panel = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    parts = ("with RND", "bonus ends with the episode", "nothing fades", "seed's bonus", "no baseline", "demonstration")
+    parts = ("with RND", "bonus ends with the episode", "nothing fades", "the notes' bonus", "no baseline", "demonstration")
     for k, name in enumerate(parts):
         curves = curves_of(runs, f"9-9, {name}")
-        label = {"seed's bonus": "the notes' bonus", "demonstration": "demonstration, no bonus"}.get(name, name)
+        label = "demonstration, no bonus" if name == "demonstration" else name
         draw_curves(panel, curves, f"C{k}", f"{label} ({number_of(len(curves), 'seed')})")
     panel.set(title="goal 9-9", xlabel="episodes", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
     figure.legend(fontsize=8, loc="outside right center", frameon=False)

@@ -58,7 +58,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
         style = {"color": "black", "linewidth": 2.5} if known else {"linestyle": "-" if "room" in name else "--"}
         axes.plot([float(row["steps"]) / 1e3 for row in rows], [float(row[name]) for row in rows], label=name, **style)
     axes.set(yscale="log", xlabel="thousand steps of a random agent in room 1", ylabel="raw intrinsic reward")
-    axes.set_title("Where the agent has been the bonus falls far, elsewhere little")
+    axes.set_title("Where the agent has been the bonus falls most")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
