@@ -133,7 +133,8 @@ def draw(runs: list[dict], out: pathlib.Path) -> None:
     figure.savefig(out.parent / f"{out.name}_curves.png", dpi=120)
 
     figure, panel = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    parts = ("with RND", "bonus ends with the episode", "nothing fades", "the notes' bonus", "no baseline", "demonstration")
+    parts = ["with RND", "bonus ends with the episode", "nothing fades"]
+    parts += ["the notes' bonus", "no baseline", "demonstration"]
     for k, name in enumerate(parts):
         curves = curves_of(runs, f"9-9, {name}")
         label = "demonstration, no bonus" if name == "demonstration" else name
