@@ -34,7 +34,7 @@ CleanRL's details for continuous control:
 The predictor learns in the first epoch only, once from each sample, as Burda et al.'s on average, but in
 minibatches of 64.
 
-`--preset seed-001`, named after a document, is a simpler bonus that is found in notes and blogs: target and
+`--preset seed-001` (docs/source_documents.md) is a simpler bonus, found in notes and blogs: target and
 predictor have two outputs, what they see is whitened by the statistics of a random agent's 1,500 steps, and
 the sum of the squared errors, clipped at 1, is added to the reward as it is.
 
