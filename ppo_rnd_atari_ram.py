@@ -527,6 +527,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
+    torch.set_flush_denormal(True)  # numbers below 1e-38, which CPUs are slow with, are 0: Adam has many
     rollout = empty_rollout(T, N, H, device)
     seeds = np.random.SeedSequence((args.seed, step)).generate_state(N) >> 1  # others after a resume
     envs = AtariEnvs(args, seeds.tolist())
