@@ -615,6 +615,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
     step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
     torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # numbers below 1e-38, which CPUs are slow with, are 0: Adam has many
     rollout = empty_rollout(T, N, H, device)
     seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 1)  # another after a resume
     envs = MiniGridEnvs(args, seed)

@@ -31,7 +31,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 @pytest.fixture(autouse=True)
 def leave_no_trace():
-    """Signal handlers, the hook of threads and the thread count that a test has changed are put back.
+    """What a test has changed is put back: signal handlers, the thread count, what PyTorch does with tiny numbers.
 
     A test begins with Python's own handlers, also where pytest was started with nohup or in the background.
     """
@@ -41,6 +41,7 @@ def leave_no_trace():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

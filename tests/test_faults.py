@@ -122,6 +122,17 @@ def after_log(script, monkeypatch, act) -> None:
     monkeypatch.setattr(script.Run, "log", wrapped)
 
 
+@of(["dqn_rnd_atari", "ppo_rnd_atari_ram", "ppo_rnd_continuous", "ppo_rnd_minigrid"])
+def test_numbers_that_a_cpu_is_slow_with_are_0_in_training(script, call, monkeypatch):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this CPU cannot")
+    tiny, seen = torch.tensor(1.2e-38), []
+    assert tiny / 2 > 0
+    after_log(script, monkeypatch, lambda run: seen.append(tiny.item() > 0 and tiny / 2 == 0))
+    status, _, errors = call(*flags(script.__name__, 2))
+    assert (status, errors, seen) == (0, "", [True])
+
+
 @of(SCRIPTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_says_how_to_go_on_and_leaves_no_trace(script, call, monkeypatch, tmp_path, number):
