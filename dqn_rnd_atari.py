@@ -917,7 +917,8 @@ class Run:
             restore(learner, replay, args, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
         self.stack = contextlib.ExitStack()  # what to undo at the end
-        self.open_folder(path)
+        # another environment gets another folder
+        self.open_folder(path if saved and saved["args"]["env_id"] == args.env_id else None)
         self.introduce(replay)
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
@@ -1091,7 +1092,7 @@ def restore(learner: dict, replay: Replay, args: Args, path: pathlib.Path, saved
         if torch.cuda.is_initialized() and saved["rng"][1] is not None:
             torch.cuda.set_rng_state(saved["rng"][1])
     memory = path.with_name("replay.pt")
-    if args.save_replay and memory.exists():
+    if args.save_replay and memory.exists() and saved["args"]["env_id"] == args.env_id:
         with reading(memory):
             state = torch.load(memory, map_location="cpu", weights_only=True, mmap=True)
             if state["step"] == saved["step"]:

@@ -770,7 +770,8 @@ class Run:
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
         self.stack = contextlib.ExitStack()  # what to undo at the end
         if RANK == 0:
-            self.open_folder(path)
+            # another environment gets another folder
+            self.open_folder(path if saved and saved["args"]["env_id"] == args.env_id else None)
             self.introduce(rollout)
         self.folder = all_ranks(self.folder)[0]
         self.signal = 0

@@ -752,7 +752,8 @@ class Run:
             restore(learner, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
         self.stack = contextlib.ExitStack()  # what to undo at the end
-        self.open_folder(path)
+        # another environment gets another folder
+        self.open_folder(path if saved and saved["args"]["env_id"] == args.env_id else None)
         self.introduce(rollout)
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:

@@ -102,6 +102,11 @@ def load(path: pathlib.Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """Of all files there."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def is_one_line(errors: str) -> bool:
     return errors.startswith("error: ") and errors.count("\n") == 1 and len(errors) < 500
 
@@ -645,8 +650,11 @@ def test_scores_and_rooms_of_another_game_are_forgotten(script, call, run_dir):
     assert call("--resume", run_dir, *more(script.__name__, 3), "--env-id", "ALE/MontezumaRevenge-v5")[0] == 0
     state = load(run_dir / "latest.pt")
     assert state["best_score"] == 1000 and len(state["stats"]["recent"]) == 100 and 200 in state["stats"]["visited"]
+    before = contents(run_dir)
     assert call("--resume", run_dir, *more(script.__name__, 4), "--env-id", "Pitfall")[0] == 0
-    state = load(run_dir / "latest.pt")
+    assert contents(run_dir) == before
+    (other,) = run_dir.parent.glob("Pitfall-v5*")
+    state = load(other / "latest.pt")
     assert state["best_score"] == -math.inf and len(state["stats"]["recent"]) < 100
     assert 200 not in state["stats"]["visited"]
 
@@ -659,6 +667,9 @@ def test_scores_of_another_environment_are_forgotten(script, call, run_dir):
     torch.save(state, run_dir / "latest.pt")
     again = ["--resume", run_dir, *more(script.__name__, 4), "--solved-score", 0.9]
     assert call(*again)[0] == 0 and load(run_dir / "latest.pt")["step"] == 64  # solved at once
+    before = contents(run_dir)
     assert call(*again, "--env-id", "DoorKey-6x6")[0] == 0
-    state = load(run_dir / "latest.pt")
+    assert contents(run_dir) == before
+    (other,) = run_dir.parent.glob("*6x6*")
+    state = load(other / "latest.pt")
     assert state["step"] == 128 and len(state["stats"]["recent"]) < 100 and state["best_score"] == -math.inf
