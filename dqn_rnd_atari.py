@@ -1065,7 +1065,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")

@@ -721,6 +721,7 @@ def test_a_nan_stops_the_run_and_names_itself(copy_of_base, atari_pool, tmp_path
         (["--obs-norm", "frozen", "--warmup-rollouts", 0], "--warmup-rollouts 0: must be at least 1"),
         (["--int-coef", 0, "--ext-coef", 0], "--ext-coef 0.0: must be above 0 with --int-coef 0"),
         (["--resume", "nowhere"], "there is no checkpoint nowhere"),
+        (["--resume", "~nobody-of-that-name/run"], "there is no checkpoint ~nobody-of-that-name/run"),
         (["--evaluate", "empty"], "there is no checkpoint empty/latest.pt"),
         (["--resume", "a", "--evaluate", "b"], "there is no checkpoint a"),
         (["--resume", "garbage.pt"], "garbage.pt is damaged or does not fit script and flags"),
