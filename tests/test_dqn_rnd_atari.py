@@ -809,6 +809,13 @@ def test_a_memory_of_another_step_is_not_taken(atari_pool, tmp_path, capsys):
         train_here(script, args, tmp_path, *script.load_checkpoint(str(path)))
 
 
+def test_a_memory_of_another_game_is_not_taken(atari_pool, tmp_path, capsys):
+    path = train_here(script, small_args(save_replay=True), tmp_path) / "latest.pt"
+    args = small_args(save_replay=True, total_timesteps=128, env_id="Pitfall-v5")
+    train_here(script, args, tmp_path / "other", *script.load_checkpoint(str(path)))
+    assert "fill the memory anew" in capsys.readouterr().out
+
+
 def test_without_the_bonus_rnd_is_not_computed(atari_pool, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "novelty", None)
     scalars = read_scalars(train_here(script, small_args(int_coef=0.0), tmp_path))
