@@ -805,7 +805,7 @@ def test_a_preset_puts_other_defaults_and_flags_beside_it_stand(copy_of_base, ca
     assert status == 2 and errors.count("\n") == 1 and "is of a run with --preset default" in errors
 
 
-def test_resuming_with_other_flags(copy_of_base, capsys):
+def test_resuming_with_other_flags(copy_of_base, capsys, tmp_path):
     """Another architecture, a damaged file, nothing left to do: one line. Other flags: they are named."""
     path, _, _ = copy_of_base
     before = path.read_bytes()
@@ -824,10 +824,12 @@ def test_resuming_with_other_flags(copy_of_base, capsys):
         assert status == 2 and errors.count("\n") == 1 and "is damaged or does not fit" in errors, errors
     path.write_bytes(before)
     flags = ["--num-envs", 6, "--env-id", "InvertedPendulum-v4", "--total-timesteps", 3248]
+    flags += ["--runs-dir", tmp_path / "runs"]
     status, out, errors = call_main(script, capsys, "--resume", path, *flags)
     assert status == 0 and "changed      --num-envs from 4 to 6\n" in out, errors
     assert "changed      --env-id from InvertedPendulum-v5 to InvertedPendulum-v4\n" in out
-    assert torch.load(path, weights_only=True)["step"] == 3248
+    assert torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["step"] == 3248
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("env_id", ["InvertedPendulum", "MountainCarContinuous"])

@@ -749,7 +749,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-def test_resuming_with_other_flags(copy_of_base, capsys):
+def test_resuming_with_other_flags(copy_of_base, capsys, tmp_path):
     """Another architecture, a damaged file, nothing left to do: one line. Other flags: they are named."""
     path, _, _ = copy_of_base
     before = path.read_bytes()
@@ -774,10 +774,12 @@ def test_resuming_with_other_flags(copy_of_base, capsys):
         assert status == 2 and errors.count("\n") == 1 and "is damaged or does not fit" in errors, errors
     path.write_bytes(before)
     flags = ["--num-envs", 6, "--env-id", "DoorKey-5x5", "--total-timesteps", 3248]
+    flags += ["--runs-dir", tmp_path / "runs"]
     status, out, errors = call_main(script, capsys, "--resume", path, *flags)
     assert status == 0 and "changed      --num-envs from 4 to 6\n" in out, errors
     assert "changed      --env-id from MiniGrid-LavaGapS5-v0 to MiniGrid-DoorKey-5x5-v0\n" in out
-    assert torch.load(path, weights_only=True)["step"] == 3248
+    assert torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["step"] == 3248
+    assert path.read_bytes() == before
 
 
 def test_a_run_as_a_user_sees_it(tmp_path, capsys, monkeypatch):
