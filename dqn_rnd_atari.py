@@ -40,9 +40,9 @@ Three commands, to train, to resume and to evaluate:
 
 What to expect: `--preset dqn --env-id Boxing --obs ram --total-timesteps 2.5e6` scores 78 of 100 in an
 hour on one CPU core (one seed). `--preset rnd` walks a corridor in three minutes, with flags of its own,
-`--epsilon-final 0.1` among them, and without RND it does not; on Atari there are no scores with RND yet
-(docs/results/dqn.md). `--preset dqn` and `iqn` have Dopamine's settings, for games without the need to explore.
-`--obs ram` reads 128 bytes; IQN's 64 quantiles want a GPU.
+`--epsilon-final 0.1` among them, and without RND it does not. At Freeway, from RAM, it has 28 points after a
+million steps, without RND 22.5 (one seed each; docs/results/dqn.md). `--preset dqn` and `iqn` have Dopamine's
+settings, for games without the need to explore. `--obs ram` reads 128 bytes; IQN's 64 quantiles want a GPU.
 """
 
 import collections
