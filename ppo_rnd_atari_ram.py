@@ -26,7 +26,7 @@ What is different here, so that Montezuma's Revenge can be played on a laptop:
   4. There are 32 minibatches of random steps in place of 4 of whole environments: eight times as many gradient
      steps on the same samples, which bring the first keys early. With 8 of whole environments, advantages
      normalised in each minibatch and one clip for policy and predictor together, two seeds of five lost the
-     key. Which change holds it is not known (docs/results/atari.md).
+     key. Which change holds it is not known (docs/results/ram_settings.md).
   5. Fewer environments and longer rollouts, 32 x 512 steps in place of 128 x 128, so that the policy changes a
      quarter as often within an episode. What that is worth is not decided.
   6. The norm of the gradient of policy and values is clipped at 0.5. Its median is 0.6; where a room is new,
