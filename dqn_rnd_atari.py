@@ -20,15 +20,15 @@ al. (2018), RND, arXiv:1810.12894. "Dopamine" is the code of Castro et al. (2018
                softmax     V = E_pi[Q], pi = softmax(Q / alpha)
                soft        V = E_pi[Q] + alpha * H(pi), H: the entropy
                munchausen  as soft, and 0.9 * clip(alpha * log pi(a | s), -1, 0) is added to r
-    r_int = mean (g(o') - f(o'))^2     RND, of the frame o' that a step led to: f is random and fixed, g learns
-                                       to agree with it on what was seen; over the std of its discounted sum
+    r_int = mean (g(o') - f(o'))^2 / std    RND. o': the frame that a step led to; f is random and fixed, g
+                                       learns to agree on what was seen; std: of the errors' discounted sum
     int_coef * Q_int + ext_coef * Q_ext    what is acted upon: one value head for each stream of rewards
 
 What is different from RND with PPO (ppo_rnd_atari.py):
   1. A step is learned from again and again, and a bonus stored with it grows stale: the predictor knows the
      frame by then. `--bonus-from replay` computes it anew whenever the step is drawn, `collection` keeps it.
-  2. At a cut by the time limit both streams go on from the episode's last frame. A game over ends the extrinsic
-     one; the intrinsic one goes on from the next episode's first frame. With PPO that is so at cuts too.
+  2. A game over ends the extrinsic stream; the intrinsic one goes on from the next episode's first frame. At
+     a cut by the time limit both go on from the episode's last frame. With PPO a cut is like a game over.
   3. The random agent's steps stay in the memory. Its frames count for whitening from the first on; the
      predictor (with `--predictor-from collection`) and the std of the bonus start half-way.
      `--bonus-from collection` pays nothing for these steps, `replay` pays for them too.
@@ -122,7 +122,7 @@ class Args:
     n_step: int = 3  # steps of reward before V (Dopamine: DQN 1, IQN 3)
     loss: Literal["mse", "huber"] = "mse"  # of DQN; IQN has its own
     num_quantiles: int = 64  # IQN: quantiles of the agent, and of the target network, in an update
-    num_acting_quantiles: int = 32  # IQN: quantiles whose mean chooses an action, also the next one in V
+    num_acting_quantiles: int = 32  # IQN: others, whose mean chooses actions, in the game and in V
     quantile_mean: bool = False  # IQN: mean over the learned quantiles, not their sum (Dopamine: sum)
 
     # policy
@@ -137,7 +137,7 @@ class Args:
     # learning
     total_timesteps: float = 10_000_000  # environment steps, 4 frames each
     buffer_size: int = 1_000_000  # steps in the memory
-    learning_starts: int = 20_000  # steps in it before values are learned; until then actions are random
+    learning_starts: int = 20_000  # steps in the memory before values are learned; a new run's are random
     batch_size: int = 32  # steps in an update, B
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
@@ -152,7 +152,7 @@ class Args:
     ext_coef: float = 1.0  # weight of the extrinsic value; 0: exploration alone
     int_gamma: float = 0.99  # discount of the intrinsic stream, and of the sum whose std divides the bonus
     int_episodic: bool = False  # let the intrinsic stream end with the episode
-    single_head: bool = False  # one value of int_coef * r_int + ext_coef * r_ext, which ends with the episode
+    single_head: bool = False  # one value of int_coef * r_int + ext_coef * r_ext: gamma, ends with episodes
     bonus_from: Literal["collection", "replay"] = "replay"  # when the bonus is computed: once, or when drawn
     bonus_norm: Literal["return", "released", "none"] = "return"  # return: by the std of its discounted sum
     int_clip: float | None = None  # clip the normalised intrinsic reward at this
@@ -191,7 +191,7 @@ PRESETS = {  # what each differs in from the defaults
 
 ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the room's number
 OBS_SHAPE = {"pixels": (84, 84), "ram": (128,)}  # of what the agent sees; S of these
-SCREEN_SHAPE = {"pixels": (84, 84), "ram": (21, 20)}  # of what RND sees. RAM's counters are always new
+SCREEN_SHAPE = {"pixels": (84, 84), "ram": (21, 20)}  # of what RND sees: no RAM, whose counters are always new
 
 
 class AtariEnvs:
@@ -213,13 +213,11 @@ class AtariEnvs:
             max_episode_steps=args.max_episode_steps,
             repeat_action_probability=args.sticky_actions,
             episodic_life=False,
-            # 1 no-op at the start, because EnvPool has no less (Dopamine: none)
-            noop_max=1,
+            noop_max=1,  # EnvPool has no less (Dopamine: none)
             use_fire_reset=False,
-            # single frames: `Replay.stack` puts them together; with --obs ram the means of 10 x 8 pixels
-            img_height=height,
+            img_height=height,  # with --obs ram means of 10 x 8 pixels
             img_width=width,
-            stack_num=1,
+            stack_num=1,  # `Replay.stack` puts frames together
         )
         self.pixels, self.clip_rewards = args.obs == "pixels", args.clip_rewards
         self.num_actions = self.pool.action_space.n
@@ -299,17 +297,14 @@ class Agent(nn.Module):
 def rnd_layers(obs: str) -> list[nn.Module]:
     """Whitened screen (B, h, w) -> features (B, 512 or 256): the target's layers, and the predictor's first."""
     if obs == "pixels":
-        return [
-            *(nn.Unflatten(1, (1, 84)), init_layer(nn.Conv2d(1, 32, 8, stride=4)), nn.LeakyReLU(0.2)),
-            *(init_layer(nn.Conv2d(32, 64, 4, stride=2)), nn.LeakyReLU(0.2)),
-            *(init_layer(nn.Conv2d(64, 64, 3, stride=1)), nn.LeakyReLU(0.2), nn.Flatten()),
-            init_layer(nn.Linear(64 * 7 * 7, 512)),
-        ]
-    return [
-        *(nn.Flatten(), init_layer(nn.Linear(21 * 20, 256)), nn.LeakyReLU(0.2)),
-        *(init_layer(nn.Linear(256, 256)), nn.LeakyReLU(0.2)),
-        init_layer(nn.Linear(256, 256)),
-    ]
+        layers = [nn.Unflatten(1, (1, 84))]
+        for shape in ((1, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):  # channels in and out, size, stride
+            layers += [init_layer(nn.Conv2d(*shape)), nn.LeakyReLU(0.2)]
+        return [*layers, nn.Flatten(), init_layer(nn.Linear(64 * 7 * 7, 512))]
+    layers = [nn.Flatten()]
+    for size in (21 * 20, 256):
+        layers += [init_layer(nn.Linear(size, 256)), nn.LeakyReLU(0.2)]
+    return [*layers, init_layer(nn.Linear(256, 256))]
 
 
 class RND(nn.Module):
@@ -428,26 +423,21 @@ def q_values(agent: Agent, obs: Tensor, args: Args) -> Tensor:
     return total_value(agent(obs, args.num_acting_quantiles)[0], args)
 
 
-SOFT = ("soft", "munchausen")  # backups with the entropy in the value
-
-
 def next_value(z: Tensor, q: Tensor, alpha: float, args: Args) -> Tensor:
-    """What the next state is worth, V (B, K, H): z (B, K, H, A), the target network's quantiles (DQN: K = 1).
+    """What the next state is worth, V (B, K, H), as the table at the top has it for one Q.
 
-    q (B, A) is the total value that pi comes from: the online network's for "double", else the target's.
+    Args: z (B, K, H, A), the target network's quantiles (DQN: K = 1); q (B, A), the total value that pi comes
+    from, the online network's for "double", else the target's. For max and double pi is greedy.
 
-    max, double       Z(argmax q) (Mnih et al. 2015; van Hasselt et al. 2016)
-    softmax           sum of pi(a) Z(a), pi = softmax(q / alpha) (Song et al. 2019, eq. 2)
-    soft, munchausen  the same + alpha * H(pi) (Haarnoja et al. 2017, eq. 5); for DQN alpha * logsumexp(q / alpha)
-
-    Entropy is a reward: its sign is plus. The extrinsic head carries it, divided by its weight, so that the
-    total value gains alpha * H(pi). With n steps each one's entropy would be needed, so n must be 1. Entropy
-    alone makes staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and alpha = 0.03: "soft" wants a
-    smaller alpha; Munchausen's is (1 - 0.9) * alpha in effect.
+    softmax: Song et al. (2019), eq. 2; soft: Haarnoja et al. (2017), eq. 5, alpha * logsumexp(q / alpha) for DQN.
+    Entropy is a reward, so its sign is plus. The extrinsic head carries it, divided by its weight (a single
+    head's is 1), so that the total value gains alpha * H(pi). n must be 1, or each step's entropy would be
+    needed. Entropy alone makes staying alive worth alpha * log(A) / (1 - gamma), 8.7 with 18 actions and
+    alpha = 0.03: "soft" wants a smaller alpha. Munchausen's is (1 - 0.9) * alpha in effect.
     """
     pi = action_probabilities(q, 0.0, None if args.backup in ("max", "double") else alpha)  # (B, A)
     values = (z * pi[:, None, None]).sum(3)
-    if args.backup in SOFT:
+    if args.backup in ("soft", "munchausen"):
         values[..., -1] += alpha * torch.special.entr(pi).sum(1, keepdim=True) / heads(args).get("_ext", 1.0)
     return values
 
@@ -519,6 +509,7 @@ class Replay:
         self.device = device if fits else torch.device("cpu")
         with self.device:
             self.data = {name: torch.empty((L, N, *shape), dtype=dtype) for name, (dtype, shape) in fields.items()}
+            self.envs = torch.arange(N)  # all of them, for `at` and what is made of it
         self.data["valid"].zero_()  # so that row 0 is the first of an episode
 
     def write(self, **step: Tensor | float) -> None:
@@ -551,13 +542,9 @@ class Replay:
             shown.append(shown[-1] - self.at("valid", shown[-1] - 1, env).long())
         return self.at("obs", torch.stack(shown[::-1], 1), env[:, None])
 
-    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows start to stop - 1 of all environments, as `stack` takes them: rows and environments, flat."""
-        t = torch.arange(start, stop, device=self.device)
-        return t.repeat_interleave(self.N), torch.arange(self.N, device=self.device).repeat(len(t))
-
     def draw(self, B: int, n: int) -> tuple[Tensor, Tensor]:
         """Random steps, rows (B,) and environments (B,), each with S frames up to it and n + 1 rows after."""
+        # row `count` has the place of row count - L: the oldest whole stack of S frames ends at count - L + S
         t = torch.randint(max(0, self.count - self.L + self.S), self.count - n, (B,), device=self.device)
         return t, torch.randint(self.N, (B,), device=self.device)
 
@@ -591,21 +578,21 @@ class Replay:
 @torch.no_grad()
 def collect(envs: AtariEnvs, agent: Agent, rnd: RND, replay: Replay, step: int, args: Args) -> dict[str, Tensor]:
     """Plays T steps with the policy and writes them into the memory. Returns means to log."""
-    totals: dict[str, Tensor] = collections.defaultdict(float)
-    device = rnd.filtered.device
+    totals, device = collections.defaultdict(float), rnd.filtered.device
     for now in range(step, step + args.num_steps * args.num_envs, args.num_envs):
         epsilon, temperature = exploration(now, args)
-        obs = replay.stack(*replay.rows(replay.count, replay.count + 1)).to(device)
+        obs = replay.stack(torch.full_like(replay.envs, replay.count), replay.envs).to(device)  # (N, S, ...)
         q = q_values(agent, obs, args).nan_to_num(0, 0, 0)  # (N, A); a NaN stops the run at the next update
         policy = action_probabilities(q, epsilon, temperature if args.policy == "boltzmann" else None)
         actions = torch.multinomial(policy, 1).squeeze(1)
         (obs, screens), results = envs.step(actions.cpu().numpy())
-        bonus = intrinsic_rewards(rnd, screens.to(device), results["valid"].to(device), now, args)
+        valid = results["valid"].to(device)
+        bonus = intrinsic_rewards(rnd, screens.to(device), valid, now, args)
         replay.write(actions=actions, bonus=bonus, **results)
         replay.count += 1
         replay.write(obs=obs, screens=screens)
-        totals["losses/entropy"] += torch.special.entr(policy).sum(1).mean() / args.num_steps
-        totals["rnd/intrinsic_reward"] += masked_mean(bonus, results["valid"].to(device)) / args.num_steps
+        totals["losses/entropy"] += masked_mean(torch.special.entr(policy).sum(1), valid) / args.num_steps
+        totals["rnd/intrinsic_reward"] += masked_mean(bonus, valid) / args.num_steps
     return totals
 
 
@@ -625,7 +612,7 @@ def intrinsic_rewards(rnd: RND, screens: Tensor, valid: Tensor, step: int, args:
             rnd.return_rms.update(rnd.filtered, valid)
         if args.obs_norm == "running" or random_agent:
             rnd.obs_rms.update(screens, valid)
-    # unpaid: 3 at the top
+    # with --bonus-from collection the random agent is not paid
     return torch.zeros_like(raw) if random_agent else scale_bonus(raw, rnd.return_rms, args)
 
 
@@ -658,7 +645,7 @@ def td_targets(agent: Agent, target_agent: Agent, batch: Batch, temperature: flo
         rewards = rewards + munchausen  # (1, B)
     streams = [(rewards, batch.over, args.gamma)]  # the extrinsic one, or the only one
     if not args.single_head:
-        streams.insert(0, (batch.bonus, batch.over & args.int_episodic, args.int_gamma))
+        streams = [(batch.bonus, batch.over & args.int_episodic, args.int_gamma), *streams]  # as in `heads`
     targets = []
     for head, (r, over, gamma) in enumerate(streams):
         returns, discount = n_step_return(r, batch.alive, gamma)
@@ -679,18 +666,19 @@ def update(
     agent: Agent, target_agent: Agent, rnd: RND, optimizer: Adam, replay: Replay, step: int, args: Args
 ) -> dict[str, Tensor]:
     """One update for each --update-every steps of those just collected. Returns means to log."""
-    device, num_new = rnd.filtered.device, args.num_envs * args.num_steps
+    device, updates = rnd.filtered.device, args.num_envs * args.num_steps // args.update_every
     totals: dict[str, Tensor] = collections.defaultdict(float)
     # not before half of the random agent's steps have gone into the frames' statistics (released code: at once)
     begun = step >= args.learning_starts / 2 or args.bonus_norm == "released"
     if args.int_coef > 0 and args.predictor_from == "collection" and begun:
-        where = replay.rows(replay.count - args.num_steps, replay.count)
-        screens, valid = replay.screens_after(*where).to(device), replay.at("valid", *where).to(device)
+        t = torch.arange(replay.count - args.num_steps, replay.count, device=replay.device)[:, None]  # (T, 1)
+        screens = replay.screens_after(t, replay.envs).flatten(0, 1).to(device)  # (T * N, h, w)
+        valid = replay.at("valid", t, replay.envs).flatten().to(device)
         totals["losses/predictor_loss"] = learn_predictor(rnd, optimizer, screens, valid, args)
     if replay.count * args.num_envs < args.learning_starts or replay.count <= args.n_step:
         return totals  # the memory is being filled
-    for now in range(step + args.update_every, step + num_new + 1, args.update_every):
-        share = args.update_every / num_new  # of this update in the means
+    for k in range(updates):
+        now = step + (k + 1) * args.update_every
         rate = linear(now, args.learning_rate, args.learning_rate_final, args.total_timesteps)
         optimizer.param_groups[0]["lr"] = rate
         t, env = replay.draw(args.batch_size, args.n_step)
@@ -698,7 +686,7 @@ def update(
         valid = batch.alive[0]  # (B,) resets are drawn too, and left out here
         if args.int_coef > 0 and args.bonus_from == "replay":
             batch = batch._replace(bonus=bonus_now(rnd, replay, t, env, args))
-        totals["rnd/intrinsic_reward_learned"] += share * masked_mean(batch.bonus[0], valid)
+        totals["rnd/intrinsic_reward_learned"] += masked_mean(batch.bonus[0], valid) / updates
 
         _, temperature = exploration(now, args)
         targets = td_targets(agent, target_agent, batch, temperature, args)  # (B, K', H)
@@ -708,16 +696,16 @@ def update(
         for head, (suffix, weight) in enumerate(heads(args).items()):
             head_loss = masked_mean(value_loss(z[..., head], targets[..., head], taus, args), valid)
             loss = loss + head_loss * (weight > 0)  # a stream that is turned off does not shape the features either
-            totals[f"losses/value_loss{suffix}"] += share * head_loss.detach()
-            totals[f"losses/q{suffix}"] += share * z[..., head].detach().mean()
+            totals[f"losses/value_loss{suffix}"] += head_loss.detach() / updates
+            totals[f"losses/q{suffix}"] += masked_mean(z[..., head].detach().mean(1), valid) / updates
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
-        totals["losses/grad_norm"] += share * norm
+        totals["losses/grad_norm"] += norm / updates
         optimizer.step()
         if args.int_coef > 0 and args.predictor_from == "replay":
             screens = replay.screens_after(t, env).to(device)
-            totals["losses/predictor_loss"] += share * learn_predictor(rnd, optimizer, screens, valid, args)
+            totals["losses/predictor_loss"] += learn_predictor(rnd, optimizer, screens, valid, args) / updates
         update_target_network(target_agent, agent, now, args)
     return totals
 
@@ -728,7 +716,7 @@ def update_target_network(target_agent: Agent, agent: Agent, step: int, args: Ar
     if args.tau is not None:
         for slow, new in zip(target_agent.parameters(), agent.parameters(), strict=True):
             slow.lerp_(new, args.tau)
-    elif step % args.target_every < args.update_every:
+    elif step % args.target_every < args.update_every:  # a multiple was passed since the last update
         target_agent.load_state_dict(agent.state_dict())
 
 
@@ -773,6 +761,7 @@ def check_args(args: Args) -> None:
     """Raises UserError at the first flag whose value makes no sense, before anything is created."""
     iteration = args.num_envs * args.num_steps
     rows = args.frame_stack + args.n_step + args.num_steps + 1  # of all environments, the least to draw from
+    soft = args.backup in ("soft", "munchausen")
     counts = "num_envs num_steps frame_stack max_episode_steps eval_episodes log_interval n_step batch_size"
     counts += " num_quantiles num_acting_quantiles buffer_size learning_starts update_every target_every"
     weights = "checkpoint_interval int_coef ext_coef"
@@ -789,8 +778,8 @@ def check_args(args: Args) -> None:
         ("update_every", lambda x: iteration % x == 0, f"a divisor of num_envs * num_steps, {iteration}"),
         ("buffer_size", lambda x: x >= args.num_envs * rows, f"at least {rows} steps of each environment"),
         ("learning_starts", lambda x: x <= args.buffer_size, f"at most --buffer-size {args.buffer_size}"),
-        ("n_step", lambda x: x == 1 or args.backup not in SOFT, "1 with --backup soft or munchausen"),
-        ("ext_coef", lambda x: x > 0 or args.single_head or args.backup not in SOFT, "above 0: it gets the entropy"),
+        ("n_step", lambda x: x == 1 or not soft, "1 with --backup soft or munchausen"),
+        ("ext_coef", lambda x: x > 0 or args.single_head or not soft, "above 0: it gets the entropy"),
         ("total_timesteps", lambda x: iteration <= x < 2**63, f"at least {iteration} and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("evaluate", lambda _: args.resume is None, "without --resume"),
@@ -881,8 +870,7 @@ class Console:
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
             try:
-                self.stream.write(text)
-                self.stream.flush()
+                print(text, end="", file=self.stream, flush=True)
             except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -894,16 +882,11 @@ class Progress(tqdm):
     """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
     def __init__(self, total: int, initial: int = 0, desc: str | None = None):
-        self.terminal = sys.stderr.isatty()
-        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1}
+        style = {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1}
+        if not sys.stderr.isatty():
+            style |= {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
+            self.display = lambda **_: print(str(self).replace("|", ""))  # what tqdm calls to show itself
         super().__init__(total=total, initial=initial, desc=desc, **style)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if self.terminal:
-            super().display(msg, pos)
-        elif msg is None:
-            print(str(self).replace("|", ""))
 
 
 class Run:
@@ -917,8 +900,9 @@ class Run:
             restore(learner, replay, args, path, saved)
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
         self.stack = contextlib.ExitStack()  # what to undo at the end
-        # another environment gets another folder
-        self.open_folder(path if saved and saved["args"]["env_id"] == args.env_id else None)
+        # from a copy, from best.pt or with another environment it goes on in a new folder
+        same = saved and path.name == "latest.pt" and saved["args"]["env_id"] == args.env_id
+        self.open_folder(path.parent if same else None)
         self.introduce(replay)
         self.signal = 0
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
@@ -929,20 +913,14 @@ class Run:
         self.started = self.logged = self.saved = time.monotonic()
         self.logged_step = self.step
 
-    def open_folder(self, path: pathlib.Path | None) -> None:
-        """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
+    def open_folder(self, folder: pathlib.Path | None) -> None:
+        """Makes the run's folder, or takes `folder`, of a run that goes on. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         script = pathlib.Path(globals().get("__file__", "notebook")).stem
-        new = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
-        self.folder = path.parent if path else new
+        self.folder = folder or pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=path is not None)
+            self.folder.mkdir(parents=True, exist_ok=folder is not None)
             self.stack.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
-            latest = self.folder / "latest.pt"
-            if path and path.name != latest.name and latest.exists():
-                kept = shutil.copy(latest, self.folder / f"latest_until_{now}.pt")
-                shutil.copy(path, latest.with_suffix(".tmp")).replace(latest)  # until the first save
-                print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
 
@@ -1018,11 +996,9 @@ class Run:
             return
         state = {name: part.state_dict() for name, part in self.learner.items()}
         state["rng"] = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        self.saved = time.monotonic()
-        recent = self.stats.recent
-        score = float(np.mean(recent)) if len(recent) == recent.maxlen else -math.inf
-        names = ["latest.pt", "best.pt"] if score > self.best_score else ["latest.pt"]
-        self.best_score = max(score, self.best_score)
+        self.saved, names, recent = time.monotonic(), ["latest.pt"], self.stats.recent
+        if len(recent) == recent.maxlen and np.mean(recent) > self.best_score:
+            names, self.best_score = ["latest.pt", "best.pt"], float(np.mean(recent))
         state |= {"args": vars(self.args) | {"resume": None}, "step": self.step, "best_score": self.best_score}
         state["seconds"] = self.seconds + self.saved - self.started
         files = dict.fromkeys(names, state)

@@ -734,8 +734,7 @@ class Console:
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
             try:
-                self.stream.write(text)
-                self.stream.flush()
+                print(text, end="", file=self.stream, flush=True)
             except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -747,16 +746,11 @@ class Progress(tqdm):
     """A bar on a terminal, elsewhere a line every 10 seconds: percent, steps, time, rate, status."""
 
     def __init__(self, total: int, initial: int = 0, desc: str | None = None):
-        self.terminal = sys.stderr.isatty()
-        style = {} if self.terminal else {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
-        style |= {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1, "disable": RANK > 0}
+        style = {"unit": " steps", "unit_scale": True, "smoothing": 0.02, "miniters": 1, "disable": RANK > 0}
+        if not sys.stderr.isatty():
+            style |= {"bar_format": "{l_bar} {r_bar}", "mininterval": 10, "file": io.StringIO()}
+            self.display = lambda **_: print(str(self).replace("|", ""))  # what tqdm calls to show itself
         super().__init__(total=total, initial=initial, desc=desc, **style)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if self.terminal:
-            super().display(msg, pos)
-        elif msg is None:
-            print(str(self).replace("|", ""))
 
 
 class Run:
@@ -770,8 +764,9 @@ class Run:
             self.step, self.best_score, self.seconds = saved["step"], saved["best_score"], saved["seconds"]
         self.stack = contextlib.ExitStack()  # what to undo at the end
         if RANK == 0:
-            # another environment gets another folder
-            self.open_folder(path if saved and saved["args"]["env_id"] == args.env_id else None)
+            # from a copy, from best.pt or with another environment it goes on in a new folder
+            same = saved and path.name == "latest.pt" and saved["args"]["env_id"] == args.env_id
+            self.open_folder(path.parent if same else None)
             self.introduce(rollout)
         self.folder = all_ranks(self.folder)[0]
         self.signal = 0
@@ -782,20 +777,14 @@ class Run:
         self.close = self.stack.close  # puts everything back as it was before the run
         self.started = self.logged = self.saved = time.monotonic()
 
-    def open_folder(self, path: pathlib.Path | None) -> None:
-        """Makes the run's folder, or takes that of checkpoint `path`. No other process may write into it."""
+    def open_folder(self, folder: pathlib.Path | None) -> None:
+        """Makes the run's folder, or takes `folder`, of a run that goes on. No other process may write into it."""
         args, now = self.args, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         script = pathlib.Path(globals().get("__file__", "notebook")).stem
-        new = pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
-        self.folder = path.parent if path else new
+        self.folder = folder or pathlib.Path(args.runs_dir) / f"{args.env_id}__{script}__{args.seed}__{now}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=path is not None)
+            self.folder.mkdir(parents=True, exist_ok=folder is not None)
             self.stack.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
-            latest = self.folder / "latest.pt"
-            if path and path.name != latest.name and latest.exists():
-                kept = shutil.copy(latest, self.folder / f"latest_until_{now}.pt")
-                shutil.copy(path, latest.with_suffix(".tmp")).replace(latest)  # until the first save
-                print(f"note: training goes on from {path}; what was latest.pt is kept as {kept}")
             if args.track:
                 import wandb
 
@@ -870,11 +859,9 @@ class Run:
         state = {name: part.state_dict() for name, part in self.learner.items()}
         rng = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         state["ranks"] = all_ranks((*rng, state["rnd"]["filtered"].cpu()))  # what each rank has of its own
-        self.saved = time.monotonic()
-        recent = self.stats.recent
-        score = float(np.mean(recent)) if len(recent) == recent.maxlen else -math.inf
-        names = ["latest.pt", "best.pt"] if score > self.best_score else ["latest.pt"]
-        self.best_score = max(score, self.best_score)
+        self.saved, names, recent = time.monotonic(), ["latest.pt"], self.stats.recent
+        if len(recent) == recent.maxlen and np.mean(recent) > self.best_score:
+            names, self.best_score = ["latest.pt", "best.pt"], float(np.mean(recent))
         state |= {"args": vars(self.args) | {"resume": None}, "step": self.step, "best_score": self.best_score}
         state["seconds"] = self.seconds + self.saved - self.started
         torch.save(state, buffer := io.BytesIO())

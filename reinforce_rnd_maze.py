@@ -521,8 +521,7 @@ class Console:
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal's line inside another one
             try:
-                self.stream.write(text)
-                self.stream.flush()
+                print(text, end="", file=self.stream, flush=True)
             except OSError:  # nobody reads it: from now on, nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 

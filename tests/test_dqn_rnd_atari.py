@@ -295,9 +295,10 @@ def test_where_the_newest_steps_are():
     for _ in range(21):
         player.step([None, None], rng)
     count = player.replay.count
-    shown = number(player.replay.screens_after(*player.replay.rows(count - 3, count))[:, 0]).tolist()
+    replay, t = player.replay, torch.arange(count - 3, count)[:, None]
+    shown = number(replay.screens_after(t, replay.envs)[:, :, 0]).flatten().tolist()
     assert shown == [*range(player.frames - 6, player.frames)]
-    now = number(player.replay.stack(*player.replay.rows(count, count + 1)))
+    now = number(replay.stack(torch.full_like(replay.envs, count), replay.envs))
     assert now[:, -1].tolist() == [player.frames - 2, player.frames - 1] and now.shape == (2, 4)
 
 
@@ -365,7 +366,7 @@ def test_evaluation_sees_what_training_sees(obs):
     theirs, _ = env.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(60):
-        np.testing.assert_array_equal(replay.stack(*replay.rows(replay.count, replay.count + 1))[0], theirs)
+        np.testing.assert_array_equal(replay.stack(torch.tensor([replay.count]), replay.envs)[0], theirs)
         action = int(rng.integers(envs.num_actions))
         (ours, screens), results = envs.step(np.array([action]))
         replay.write(**results)
