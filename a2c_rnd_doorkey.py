@@ -197,11 +197,10 @@ class MiniGridEnvs:
         if self.backend == "envpool":
             options = {"env_type": "gymnasium", "num_envs": args.num_envs, "num_threads": 1, "seed": seed}
             self.pool, self.options = envpool.make(args.env_id, **options), {}
-            self.num_actions = int(self.pool.action_space.n)
         else:
             options = {"vectorization_mode": "sync", "wrappers": [ImgObsWrapper]}
             self.pool, self.options = gym.make_vec(args.env_id, args.num_envs, **options), {"seed": seed}
-            self.num_actions = int(self.pool.single_action_space.n)
+        self.num_actions = int(self.pool.single_action_space.n)
         self.done = np.zeros(args.num_envs, bool)  # (N,) the step before ended the episode
         self.seen = [collections.Counter() for _ in self.done]  # how often each view was seen in its episode
         self.stats = EpisodeStats(args.num_envs, args.solved_score)
@@ -222,7 +221,7 @@ class MiniGridEnvs:
     def reset(self) -> None:
         """Starts an episode in every copy."""
         position = self.look(*self.pool.reset(**self.options))
-        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)  # where they begin
+        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)  # no step yet, only a place
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Plays actions (N,) int.
@@ -271,8 +270,7 @@ def init_orthogonal(network: nn.Module) -> None:
     """Orthogonal weights of gain sqrt(2), of the policy's and the values' last layers 0.01; zero biases."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            last = name in ("policy_head", "int_value_head", "ext_value_head")
-            nn.init.orthogonal_(layer.weight, 0.01 if last else 2**0.5)
+            nn.init.orthogonal_(layer.weight, 0.01 if name.endswith("_head") else 2**0.5)
             nn.init.zeros_(layer.bias)
 
 
@@ -562,12 +560,12 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     num_planes = sum(NUM_CODES) if args.one_hot else 3
     agent = Agent(envs.num_actions, num_planes).to(device)
     rnd = RND(N, num_planes, args.dropout, device)
-    predictor = [*rnd.predictor_trunk.parameters(), *rnd.predictor_head.parameters()]
     if args.orthogonal:
         init_orthogonal(agent)
         init_orthogonal(rnd)
-    rates = (agent.parameters(), args.learning_rate), (predictor, args.predictor_learning_rate)
-    optimizer = RMSprop([{"params": [*parameters], "lr": rate} for parameters, rate in rates])
+    agent_group = {"params": agent.parameters(), "lr": args.learning_rate}
+    predictor = [p for p in rnd.parameters() if p.requires_grad]
+    optimizer = RMSprop([agent_group, {"params": predictor, "lr": args.predictor_learning_rate}])
     # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
@@ -600,7 +598,7 @@ def check_args(args: Args) -> None:
         ("ent_coef vf_coef int_coef ext_coef", lambda x: 0 <= x < math.inf, "at least 0 and finite"),
         ("gamma int_gamma gae_lambda", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ("dropout", lambda x: 0 <= x < 1, "in [0, 1)"),
-        (rates, lambda x: x is None or 0 < x < math.inf, "a positive number"),
+        (rates, lambda x: 0 < x < math.inf, "a positive number"),
         ("solved_score", lambda x: not math.isnan(x), "a number"),
         ("total_timesteps", lambda x: rollout <= x < 2**63, f"at least one rollout, {rollout} steps, and below 2^63"),
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
@@ -631,8 +629,8 @@ class EpisodeStats:
     """Returns, lengths and cells visited of episodes."""
 
     def __init__(self, num_envs: int, solved_score: float | None):
-        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
-        self.cells = np.zeros((num_envs, 64, 64), bool)  # (N, x, y) likewise: where the agent has been
+        self.returns = np.zeros(num_envs)  # (N,) of the episodes under way
+        self.visited = [[] for _ in range(num_envs)]  # likewise: where the agent was, step by step
         self.solved_score = math.inf if solved_score is None else solved_score
         self.load_state_dict({"recent": []})
 
@@ -649,16 +647,16 @@ class EpisodeStats:
     def add(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, position: np.ndarray) -> None:
         """Takes in a step of all environments, arguments (N,) and position (N, 2)."""
         self.returns += rewards * valid
-        self.lengths += valid
-        self.cells[np.arange(len(done)), *position.T] = True  # after a reset step: where the next episode begins
+        for visited, place in zip(self.visited, position.tolist(), strict=True):
+            visited.append(tuple(place))  # after a reset step: where the next episode begins
         for i in np.flatnonzero(done & valid):
-            score = float(self.returns[i])
-            self.episodes.append((score, int(self.lengths[i]), int(self.cells[i].sum()), score > 0))
-            self.returns[i], self.lengths[i], self.cells[i], self.waiting[i] = 0, 0, False, False
+            score, visited = float(self.returns[i]), self.visited[i]
+            self.episodes.append((score, len(visited) - 1, len({*visited}), score > 0))
+            self.returns[i], self.visited[i], self.waiting[i] = 0, [], False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
-        if not self.waiting.any():  # before that, only the short ones have ended
+        if not self.waiting.any():  # before each has ended one, those that ended are the short ones
             self.recent.extend(score for score, *_ in self.episodes)
         if self.episodes:
             names = "charts/episodic_return", "charts/episodic_length", "rnd/cells_visited", "charts/success_rate"
@@ -914,7 +912,7 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
-    returns, lengths, cells = [], [], []
+    episodes = []  # (return, length, cells)
     for episode, seed in enumerate(seeds.tolist()):
         video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.gif"
         film = contextlib.nullcontext()
@@ -930,15 +928,13 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
                 visited.append(env.unwrapped.agent_pos)
                 if writer:
                     writer.append_data(env.render())  # (32 * height, 32 * width, 3)
-        returns.append(score)
-        lengths.append(len(visited) - 1)
-        cells.append(len({tuple(position) for position in visited}))
+        episodes.append((score, len(visited) - 1, len({tuple(position) for position in visited})))
         if args.capture_video:
-            print(f"episode {episode}: return {score:.3f}, {lengths[-1]} steps, {video}")
-    error = f" +- {np.std(returns, ddof=1) / len(returns) ** 0.5:.3f}" if len(returns) > 1 else ""
-    success, length = np.mean(np.array(returns) > 0), np.mean(lengths)
-    print(f"return {np.mean(returns):.3f}{error} (mean, standard error), success {success:.2f}", end="")
-    print(f", length {length:.1f}, cells {np.mean(cells):.1f}")
+            print(f"episode {episode}: return {score:.3f}, {len(visited) - 1} steps, {video}")
+    returns, lengths, cells = np.array(episodes).T
+    error = f" +- {returns.std(ddof=1) / len(returns) ** 0.5:.3f}" if len(returns) > 1 else ""
+    print(f"return {returns.mean():.3f}{error} (mean, standard error)", end="")
+    print(f", success {(returns > 0).mean():.2f}, length {lengths.mean():.1f}, cells {cells.mean():.1f}")
 
 
 # ------------------------------------------------------------------------------------------------ Entry point

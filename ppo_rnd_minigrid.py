@@ -58,6 +58,7 @@ import datetime
 import difflib
 import importlib.util
 import io
+import itertools
 import math
 import os
 import pathlib
@@ -90,8 +91,7 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Args:
-    # "paper" is Burda et al. 2018, "reference" its authors' code for Atari. The comments are the help of
-    # `--help`.
+    # "paper" is Burda et al. 2018, "reference" its authors' code for Atari. `--help` shows these comments.
 
     # experiment
     seed: int = 1  # seed of the networks, the actions and the environments
@@ -145,7 +145,7 @@ class Args:
 # ------------------------------------------------------------------------------------------------ Environment
 
 for rooms, size in ((7, 8), (10, 10)):  # MultiRoom of the literature, which no package registers
-    gym.registry.pop(env_id := f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0", None)  # of an import before this one
+    gym.registry.pop(env_id := f"MiniGrid-MultiRoom-N{rooms}-S{size}-v0", None)  # or a second import warns
     kwargs = {"minNumRooms": rooms, "maxNumRooms": rooms, "maxRoomSize": size}
     gym.register(env_id, "minigrid.envs:MultiRoomEnv", kwargs=kwargs)
 
@@ -177,11 +177,10 @@ class MiniGridEnvs:
         if self.backend == "envpool":
             options = {"env_type": "gymnasium", "num_envs": args.num_envs, "num_threads": 1, "seed": seed}
             self.pool, self.options = envpool.make(args.env_id, **options), {}
-            self.num_actions = int(self.pool.action_space.n)
         else:
             options = {"vectorization_mode": "sync", "wrappers": [ImgObsWrapper]}
             self.pool, self.options = gym.make_vec(args.env_id, args.num_envs, **options), {"seed": seed}
-            self.num_actions = int(self.pool.single_action_space.n)
+        self.num_actions = int(self.pool.single_action_space.n)
         self.done = np.zeros(args.num_envs, bool)  # (N,) the step before ended the episode
         self.seen = [collections.Counter() for _ in self.done]  # how often each view was seen in its episode
         self.stats = EpisodeStats(args.num_envs, args.solved_score)
@@ -202,7 +201,7 @@ class MiniGridEnvs:
     def reset(self) -> None:
         """Starts an episode in every copy."""
         position = self.look(*self.pool.reset(**self.options))
-        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)  # where they begin
+        self.stats.add(np.zeros(len(self.done)), self.done, self.done, position)  # no step yet, only a place
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Plays actions (N,) int.
@@ -233,11 +232,10 @@ NUM_INPUTS = {"codes": 49 * len(NUM_CODES), "planes": 49 * sum(NUM_CODES)}  # D,
 
 def encode(views: Tensor, obs: str) -> Tensor:
     """Views (U, 7, 7, 3) uint8 -> (U, D) float32: codes as numbers, or a tile as 21 planes of 0 and 1."""
-    codes = views.flatten(1, 2)  # (U, 49, 3)
     if obs == "codes":
-        return codes.flatten(1).float()
-    planes = zip(codes.unbind(2), NUM_CODES, strict=True)
-    return torch.cat([torch.eye(n, device=views.device)[x.int()] for x, n in planes], 2).flatten(1)
+        return views.flatten(1).float()
+    planes = zip(views.unbind(3), NUM_CODES, strict=True)
+    return torch.cat([torch.eye(n, device=views.device)[x.int()] for x, n in planes], 3).flatten(1)
 
 
 def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
@@ -247,9 +245,12 @@ def init_layer(layer: nn.Module, gain: float = 2**0.5) -> nn.Module:
     return layer
 
 
-def mlp_layers(num_inputs: int) -> list[nn.Module]:
-    """What a network sees (U, D) -> features (U, 256). All networks here start with these layers."""
-    return [init_layer(nn.Linear(num_inputs, 128)), nn.ReLU(), init_layer(nn.Linear(128, 256))]
+def mlp(*sizes: int) -> nn.Sequential:
+    """Linear layers with ReLU in between: (U, the first size) -> (U, the last)."""
+    layers = []
+    for num_inputs, num_outputs in itertools.pairwise(sizes):
+        layers += [init_layer(nn.Linear(num_inputs, num_outputs)), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class Agent(nn.Module):
@@ -257,7 +258,7 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions: int, num_heads: int, num_inputs: int):
         super().__init__()
-        self.trunk = nn.Sequential(*mlp_layers(num_inputs), nn.ReLU())
+        self.trunk = nn.Sequential(*mlp(num_inputs, 128, 256), nn.ReLU())
         self.policy_head = init_layer(nn.Linear(256, num_actions), gain=0.01)
         self.value_head = init_layer(nn.Linear(256, num_heads), gain=0.01)
 
@@ -274,14 +275,8 @@ class RND(nn.Module):
         super().__init__()
         # The predictor is two layers deeper, so that it can represent the target. Then the error that is left
         # comes from what it has not seen (paper section 2.2.1).
-        self.target = nn.Sequential(*mlp_layers(num_inputs)).requires_grad_(False)
-        self.predictor = nn.Sequential(
-            *mlp_layers(num_inputs),
-            nn.ReLU(),
-            init_layer(nn.Linear(256, 256)),
-            nn.ReLU(),
-            init_layer(nn.Linear(256, 256)),
-        )
+        self.target = mlp(num_inputs, 128, 256).requires_grad_(False)
+        self.predictor = mlp(num_inputs, 128, 256, 256, 256)
         self.obs_rms = RunningMoments((num_inputs,), device)
         self.return_rms = RunningMoments((), device)
         self.register_buffer("filtered", torch.zeros(num_envs))  # (N,) the state of `reward_filter`
@@ -347,24 +342,21 @@ def rnd_inputs(rnd: RND, views: Tensor, args: Args) -> Tensor:
 def lifelong_bonus(novelty: str, errors: Tensor, counts: Tensor) -> Tensor:
     """How new the view is that each step led to, over the whole run (T, N).
 
-    Args: errors (T+1, N), the predictor's before and after each step; counts (T, N), how often the view has been
-    seen, this time included.
+    Args: errors (T+1, N), before and after each step; counts (T, N), how often seen, this time included.
     """
-    bonuses = {
+    return {
         "rnd": errors[1:],
         # paper (Zhang et al.): norms, here: mean squares, because these are RND's errors
         "noveld": (errors[1:] - 0.5 * errors[:-1]).clamp(min=0),
         "count": counts.rsqrt(),
         "none": torch.ones_like(errors[1:]),
-    }
-    return bonuses[novelty]
+    }[novelty]
 
 
 def episodic_term(episodic_bonus: str, visits: Tensor) -> Tensor:
     """How new a view is in its episode (T, N), from how often it was seen there, this time included (T, N)."""
-    visits = visits.float()
-    first, same = (visits == 1).float(), torch.ones_like(visits)
-    return {"first-visit": first, "sqrt-count": visits.rsqrt(), "none": same}[episodic_bonus]
+    terms = {"first-visit": visits == 1, "sqrt-count": visits.rsqrt(), "none": torch.ones_like(visits)}
+    return terms[episodic_bonus].float()
 
 
 def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -497,12 +489,10 @@ def has_predictor(args: Args) -> bool:
 
 def warm_up(envs: MiniGridEnvs, rnd: RND, args: Args, run: "Run") -> None:
     """For --obs-norm frozen: the statistics of what a random agent sees."""
-    steps = 0
-    while steps < args.frozen_obs_norm_steps and not run.signal:
+    while rnd.obs_rms.count < args.frozen_obs_norm_steps and not run.signal:
         *_, valid = envs.step(torch.randint(envs.num_actions, (args.num_envs,)).numpy())
         inputs = encode(to_tensor(envs.views).to(rnd.filtered.device), args.rnd_obs)
         rnd.obs_rms.update(inputs, torch.from_numpy(valid).to(inputs.device))
-        steps += valid.sum()
     envs.stats.load_state_dict(envs.stats.state_dict())  # those that ended do not count, those under way go on
 
 
@@ -533,7 +523,7 @@ def intrinsic_rewards(rnd: RND, table: CountTable, rollout: Rollout, args: Args)
     """r_int (T, N): novelty times episodic term, divided by the std of its return."""
     if args.int_coef == 0:
         return torch.zeros_like(rollout.rewards)
-    errors = torch.zeros(len(rollout.views), device=rollout.index.device)  # (U,)
+    errors = torch.zeros(len(rollout.views), device=rollout.index.device)  # (U,), of no use to count and none
     if has_predictor(args):
         if args.obs_norm == "running":
             # reference: 50 rollouts of a random agent first, here: the statistics take in each rollout before
@@ -542,7 +532,7 @@ def intrinsic_rewards(rnd: RND, table: CountTable, rollout: Rollout, args: Args)
             rnd.obs_rms.update(encode(rollout.views, args.rnd_obs), times)
         inputs = rnd_inputs(rnd, rollout.views, args)
         errors = (rnd.predictor(inputs) - rnd.target(inputs)).square().mean(1)
-    counts = table.add(rollout) if args.novelty == "count" else rollout.visits
+    counts = table.add(rollout) if args.novelty == "count" else rollout.visits  # which then nobody reads
     intrinsic = lifelong_bonus(args.novelty, errors[rollout.index], counts)
     intrinsic = intrinsic * episodic_term(args.episodic_bonus, rollout.visits)
     if args.int_norm:
@@ -588,24 +578,23 @@ def update(
         for chosen in torch.randperm(N, device=advantages.device).chunk(M):
             batch = {key: x[:, chosen].flatten(0, 1) for key, x in data.items()}  # (T * N / M, ...)
             optimizer.zero_grad()
-            if has_predictor(args):
-                kept = batch["valid"] & (torch.rand_like(batch["logprobs"]) < args.update_proportion)
-                learned, times = batch["next_index"][kept].unique(return_counts=True)
-                errors = (rnd.predictor(seen_by_rnd[learned]) - targets[learned]).square().mean(1)
-                predictor_loss = (errors * times).sum() / times.sum().clamp(min=1)
-                predictor_loss.backward()
-                totals["losses/predictor_loss"] += predictor_loss.detach()
             if args.norm_adv:
                 batch["advantages"] = normalise(batch["advantages"], batch["valid"])
-            acted_on, row = batch["index"].unique(return_inverse=True)
+            acted_on, row = batch["index"].unique(return_inverse=True)  # its views, each sample's row
             logits, values = agent(seen_by_policy[acted_on])
             loss, metrics = ppo_loss(logits[row], values[row], batch, args)
             loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
+            metrics["grad_norm"] = grad_norm
+            if has_predictor(args):
+                kept = batch["valid"] & (torch.rand_like(batch["logprobs"]) < args.update_proportion)
+                learned, times = batch["next_index"][kept].unique(return_counts=True)  # how often each
+                errors = (rnd.predictor(seen_by_rnd[learned]) - targets[learned]).square().mean(1)
+                metrics["predictor_loss"] = masked_mean(errors, times)  # mean over samples
+                metrics["predictor_loss"].backward()
+            optimizer.step()
             for key, value in metrics.items():
                 totals[f"losses/{key}"] += value.detach()
-            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
-            totals["losses/grad_norm"] += grad_norm
-            optimizer.step()
     return {key: total / (args.update_epochs * M) for key, total in totals.items()}
 
 
@@ -627,7 +616,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     learner = {"agent": agent, "rnd": rnd, "table": table, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
         envs.reset()
-        if args.obs_norm == "frozen" and has_predictor(args) and rnd.obs_rms.count < 1:  # nothing seen
+        if args.obs_norm == "frozen" and has_predictor(args):
             warm_up(envs, rnd, args, run)
         run.bar, run.logged = run.stack.enter_context(Progress(args.total_timesteps, step)), time.monotonic()
         while step + per_iteration <= args.total_timesteps and not (run.signal or envs.stats.solved):
@@ -688,8 +677,8 @@ class EpisodeStats:
     """Returns, lengths and cells visited of episodes."""
 
     def __init__(self, num_envs: int, solved_score: float | None):
-        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
-        self.cells = np.zeros((num_envs, 64, 64), bool)  # (N, x, y) likewise: where the agent has been
+        self.returns = np.zeros(num_envs)  # (N,) of the episodes under way
+        self.visited = [[] for _ in range(num_envs)]  # likewise: where the agent was, step by step
         self.solved_score = math.inf if solved_score is None else solved_score
         self.load_state_dict({"recent": []})
 
@@ -706,16 +695,16 @@ class EpisodeStats:
     def add(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, position: np.ndarray) -> None:
         """Takes in a step of all environments, arguments (N,) and position (N, 2)."""
         self.returns += rewards * valid
-        self.lengths += valid
-        self.cells[np.arange(len(done)), *position.T] = True  # after a reset step: where the next episode begins
+        for visited, place in zip(self.visited, position.tolist(), strict=True):
+            visited.append(tuple(place))  # after a reset step: where the next episode begins
         for i in np.flatnonzero(done & valid):
-            score = float(self.returns[i])
-            self.episodes.append((score, int(self.lengths[i]), int(self.cells[i].sum()), score > 0))
-            self.returns[i], self.lengths[i], self.cells[i], self.waiting[i] = 0, 0, False, False
+            score, visited = float(self.returns[i]), self.visited[i]
+            self.episodes.append((score, len(visited) - 1, len({*visited}), score > 0))
+            self.returns[i], self.visited[i], self.waiting[i] = 0, [], False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
-        if not self.waiting.any():  # before that, only the short ones have ended
+        if not self.waiting.any():  # before each has ended one, those that ended are the short ones
             self.recent.extend(score for score, *_ in self.episodes)
         if self.episodes:
             names = "charts/episodic_return", "charts/episodic_length", "rnd/cells_visited", "charts/success_rate"
@@ -962,7 +951,7 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes")
     torch.manual_seed(args.seed)
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
-    returns, lengths, cells = [], [], []
+    episodes = []  # (return, length, cells)
     for episode, seed in enumerate(seeds.tolist()):
         video = path.parent / "videos" / f"{args.env_id}_{path.stem}_episode{episode}.gif"
         film = contextlib.nullcontext()
@@ -978,15 +967,13 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
                 visited.append(env.unwrapped.agent_pos)
                 if writer:
                     writer.append_data(env.render())  # (32 * height, 32 * width, 3)
-        returns.append(score)
-        lengths.append(len(visited) - 1)
-        cells.append(len({tuple(position) for position in visited}))
+        episodes.append((score, len(visited) - 1, len({tuple(position) for position in visited})))
         if args.capture_video:
-            print(f"episode {episode}: return {score:.3f}, {lengths[-1]} steps, {video}")
-    error = f" +- {np.std(returns, ddof=1) / len(returns) ** 0.5:.3f}" if len(returns) > 1 else ""
-    success, length = np.mean(np.array(returns) > 0), np.mean(lengths)
-    print(f"return {np.mean(returns):.3f}{error} (mean, standard error), success {success:.2f}", end="")
-    print(f", length {length:.1f}, cells {np.mean(cells):.1f}")
+            print(f"episode {episode}: return {score:.3f}, {len(visited) - 1} steps, {video}")
+    returns, lengths, cells = np.array(episodes).T
+    error = f" +- {returns.std(ddof=1) / len(returns) ** 0.5:.3f}" if len(returns) > 1 else ""
+    print(f"return {returns.mean():.3f}{error} (mean, standard error)", end="")
+    print(f", success {(returns > 0).mean():.2f}, length {lengths.mean():.1f}, cells {cells.mean():.1f}")
 
 
 # ------------------------------------------------------------------------------------------------ Entry point

@@ -97,7 +97,7 @@ def test_episodes_are_counted_as_a_dictionary_counts_them(backend):
     envs.reset()
     counts = [collections.Counter([view]) for view in envs.views]
     cells = [{tuple(place)} for place in seen["position"]]
-    assert np.argwhere(envs.stats.cells).tolist() == [[i, *place] for i, place in enumerate(seen["position"].tolist())]
+    assert envs.stats.visited == [[tuple(place)] for place in seen["position"].tolist()]
     returns, lengths, episodes = np.zeros(8), np.zeros(8, int), []
     rng, before, ends = np.random.default_rng(1), np.zeros(8, bool), {"terminated": 0, "truncated": 0}
     for _ in range(700):
@@ -206,9 +206,12 @@ def test_envpool_s_multiroom_can_often_not_be_solved_and_auto_avoids_it():
 
 
 def test_an_environment_of_the_reader_s_own_is_played_in_gymnasium():
-    gym.register("MiniGrid-Mine-v0", "minigrid.envs:EmptyEnv", kwargs={"size": 6})
+    """However large it is."""
+    gym.register("MiniGrid-Mine-v0", "minigrid.envs:EmptyEnv", kwargs={"size": 100, "agent_start_pos": (80, 90)})
     try:
-        assert make_envs(script.resolve_env_id("mine", "auto"), 1, "auto").backend == "gymnasium"
+        envs = make_envs(script.resolve_env_id("mine", "auto"), 1, "auto")
+        envs.reset()
+        assert envs.backend == "gymnasium" and envs.stats.visited == [[(80, 90)]]
     finally:
         del gym.registry["MiniGrid-Mine-v0"]
 
@@ -672,6 +675,22 @@ def test_a_nan_stops_the_run_and_names_itself(copy_of_base, fake_envs, tmp_path,
     with pytest.raises(FloatingPointError, match=said):
         train_here(script, args, path.parents[1], path, saved)
     assert path.read_bytes() == before and not [*path.parent.glob("*.tmp")]
+
+
+def test_a_warm_up_that_was_cut_short_goes_on_with_the_next_resume(tmp_path, monkeypatch, capsys):
+    """A signal in it saves what there is, if the run had steps before: that is not all of the statistics."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--obs-norm", "frozen", "--frozen-obs-norm-steps", 40, "--total-timesteps"]
+    assert call_main(script, capsys, *SMALL, *flags, 64, "--int-coef", 0)[0] == 0
+    again = ["--resume", only_run(tmp_path), "--int-coef", 1, "--total-timesteps", 128]
+    step, seen = script.MiniGridEnvs.step, []
+    with monkeypatch.context() as patch:
+        patch.setattr(script.MiniGridEnvs, "step", lambda *x: signal.raise_signal(signal.SIGTERM) or step(*x))
+        assert call_main(script, capsys, *again)[0] == 143
+        seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
+    assert call_main(script, capsys, *again)[0] == 0
+    seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
+    assert seen[0] < 5 and 40 <= seen[1] < 45
 
 
 class Winning(FakeEnvs):
