@@ -14,27 +14,28 @@ A maze of six rooms pays 1 at the goal and nothing anywhere else. REINFORCE play
 action likelier by as much as what came after it was better than expected:
 
     G(t) = r(t) + gamma * G(t+1)                        return: what came after step t, discounted
-    loss = -mean over steps of log pi(a(t) | o(t)) * (G(t) - V(o(t))) - ent_coef * entropy
+    loss = -mean(log pi(a(t) | o(t)) * (G(t) - V(o(t)))) - ent_coef * entropy
 
-V(o) is a learned guess of G, the baseline. The entropy term favours a random policy.
+V(o), the baseline, is what was expected: a network that learns G by least squares. The entropy term favours
+a random policy.
 While no episode finds the goal, all returns are 0: there is nothing to learn from. With `--goal 9-9` a
 random walk arrives in one episode out of 530. So the agent is also paid for what is new to it.
 RND measures that with two networks. The target f is random and never trained. The predictor g learns to agree
 with it on what the agent sees. Where they still disagree, the agent has seldom been:
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2                intrinsic reward, the bonus
-    A(t)     = int_coef * (G_int - V_int) + ext_coef * (G - V)      takes the place of G - V in the loss
+    A(t)     = int_coef * (G_int - V_int) + ext_coef * (G - V)      advantage, in place of G - V in the loss
 
-G_int and V_int are return and baseline of the bonus alone.
-Five things help (in brackets: how many of 10 seeds solve `--goal 9-9` without, where that was run):
+Two streams of reward, then, extrinsic and intrinsic, each with a return and a baseline of its own.
+Five things help. With all of them 10 of 10 seeds solve `--goal 9-9`; in brackets: how many without this one.
   1. The bonus falls as a place becomes familiar, at a pace that the policy can follow
-     (`--predictor-learning-rate`).
-  2. It is divided by the running std of its own discounted return. That std forgets nothing. One that forgets
-     would, we think, blow up the last noise to full size when everything is known.
-  3. The bonus does not end with the episode. If it did (`--int-episodic`), reaching the goal would cost all
-     the novelty that could still have been seen. (8)
-  4. A baseline V for each stream. Without one all returns are positive, and every action taken becomes
-     likelier. (0; the bonus then ends with the episode, too)
+     (`--predictor-learning-rate`). (not run)
+  2. It is divided by the std of its own discounted return over the whole run so far. A std that forgets
+     would, we think, blow up the last noise to full size when everything is known. (not run)
+  3. Its return goes on after an episode, into the next one. If it did not (`--int-episodic`), reaching the
+     goal would cost all the novelty that could still have been seen. (8)
+  4. A baseline for each stream. Without (`--no-baseline`) all returns are positive, and every action taken
+     becomes likelier. (0; the bonus's return then ends with the episode, too)
   5. Bonus, entropy term and the policy's learning rate fade to nothing (`--anneal`), so that the goal has the
      last word. (9)
 
@@ -46,8 +47,7 @@ Three commands, to train, to train without the bonus and to evaluate:
 What to expect: half a minute on one core, 0.5 GB. With `--goal 9-9` the goal is found after some 300 episodes
 and reached by 95 of 100 after some 1,100, in the end by a shortest path, with 10 seeds of 10. REINFORCE alone
 finds it too, by luck, and never learns it: 0 of 10 (docs/results/maze.md). The maze, its rewards and the
-policy's layers are those of notes by "bison" (2025), where the far goal stays unsolved, as it does here with
-`--bonus notes` or with `--no-baseline` (0 of 10).
+policy's layers are from notes by "bison" (2025). There, and here with `--bonus notes`, 9-9 stays unsolved.
 """
 
 import collections
@@ -71,12 +71,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 import tyro
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import SGD, Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -109,14 +108,14 @@ class Args:
     max_grad_norm: float = 0.5  # clip the norm of the policy's gradient (notes)
     baseline: bool = True  # subtract a learned value from the returns (notes: no)
     anneal: bool = True  # let bonus, entropy term and the policy's learning rate fade to 0 (notes: no)
-    return_norm: bool = False  # standardise advantages within each episode; with --no-baseline as in the notes
+    return_norm: bool = False  # standardise advantages within each episode (notes: tried, without a baseline)
 
     # RND
     int_coef: float = 1.0  # weight of the intrinsic advantage at the start (paper); 0: REINFORCE without the bonus
     ext_coef: float = 2.0  # weight of the extrinsic advantage (paper)
     int_gamma: float = 0.99  # discount of the intrinsic stream (paper)
-    int_episodic: bool = False  # let the intrinsic stream end with the episode (paper: no); so does --no-baseline
-    bonus: Literal["rnd", "notes"] = "rnd"  # notes: theirs, the error standardised within itself
+    int_episodic: bool = False  # end the bonus's return with the episode (paper: no), as --no-baseline does
+    bonus: Literal["rnd", "notes"] = "rnd"  # rnd: the predictor's error; notes: that error, standardised
     predictor_learning_rate: float = 0.25  # the predictor's step size, plain gradient descent
 
 
@@ -134,8 +133,10 @@ MAZE = """
 . # . # . # . # . #
 . . . # . . . # . .
 """  # six rooms, joined by single gaps
-WALLS = np.array([[mark == "#" for mark in line.split()] for line in MAZE.split("\n")[1:-1]])  # (10, 10) bool
+WALLS = np.array([line.split() for line in MAZE.split("\n")[1:-1]]) == "#"  # (10, 10) bool
 SIZE = len(WALLS)
+# what --goal may be: every free cell but the first, the start
+GOALS = {f"{row}-{column}": (row, column) for row, column in np.argwhere(~WALLS)[1:].tolist()}
 GOAL_CODE, WALL_CODE, AGENT_CODE = 2, 3, 4  # in an observation; a free cell is 0
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns) of the actions up, down, left, right
 
@@ -160,12 +161,13 @@ class MazeEnvs:
         observations[:, 0, WALLS] = WALL_CODE
         observations[:, 0, *goal] = GOAL_CODE
         self.next_state = np.zeros((len(self.cells), len(MOVES)), np.int64)  # (S, 4)
-        for state, (row, column) in enumerate(self.cells.tolist()):
+        for (row, column), state in number.items():
             observations[state, 0, row, column] = AGENT_CODE
             for action, (down, right) in enumerate(MOVES):
                 self.next_state[state, action] = number.get((row + down, column + right), state)
-        self.next_state[self.goal] = self.goal
+        self.next_state[self.goal] = self.goal  # who is there stays there
         self.observations = torch.from_numpy(observations).to(device)
+        self.path = shortest_path(self)  # states from the start to the goal
 
     def reset(self) -> np.ndarray:
         """Starts an episode in every copy. Returns states (N,)."""
@@ -210,6 +212,7 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions: int):
         super().__init__()
+        # a star unpacks a line; small last layers: at first all actions are equally likely, all values near 0
         self.policy = nn.Sequential(  # the layers of the notes
             *(init_layer(nn.Conv2d(1, 32, 3, padding=1)), nn.ReLU()),
             *(init_layer(nn.Conv2d(32, 64, 3, padding=1)), nn.ReLU(), nn.Flatten()),
@@ -233,7 +236,7 @@ def agent_plane(obs: Tensor) -> Tensor:
 
 
 def rnd_layers() -> list[nn.Module]:
-    """Where the agent is (B, 1, 10, 10) -> features (B, 128): layers of the target, and the predictor's first."""
+    """Where the agent is (B, 1, 10, 10) -> features (B, 128): the target, and the predictor's beginning."""
     return [nn.Flatten(), init_layer(nn.Linear(SIZE * SIZE, 128)), nn.ReLU(), init_layer(nn.Linear(128, 128))]
 
 
@@ -246,7 +249,8 @@ class RND(nn.Module):
         # comes from what it has not seen (paper section 2.2.1).
         self.target = nn.Sequential(*rnd_layers()).requires_grad_(False)
         self.predictor = nn.Sequential(*rnd_layers(), nn.ReLU(), init_layer(nn.Linear(128, 128)))
-        self.return_sums = torch.zeros(3, dtype=torch.float64)  # of all returns: number, sum, sum of squares
+        self.return_sums = torch.zeros(3, dtype=torch.float64)  # of the bonus's returns: count, sum, squares
+        self.return_std = torch.ones(())
         self.filtered = torch.zeros(num_envs, device=device)  # (N,) the state of `reward_filter`
         self.to(device)
 
@@ -291,10 +295,9 @@ def discounted_returns(rewards: Tensor, valid: Tensor, gamma: float, last: Tenso
     Args: rewards (T, N); valid (T, N), False after the end of a column's episode; last, a number or (N,).
     Returns: G (T, N), 0 where not valid.
     """
-    returns = torch.zeros_like(rewards)
-    g = torch.zeros_like(rewards[0]) + last  # (N,)
+    returns, g = torch.zeros_like(rewards), last
     for t in reversed(range(len(rewards))):
-        g = torch.where(valid[t], rewards[t] + gamma * g, g)
+        g = torch.where(valid[t], rewards[t] + gamma * g, g)  # (N,)
         returns[t] = g * valid[t]
     return returns
 
@@ -313,12 +316,12 @@ def standardise(advantages: Tensor, valid: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------- The steps of the algorithm
 class Rollout(NamedTuple):
-    """An episode in each of N mazes, T steps long at most, and what the agent says of all S states."""
+    """An episode in each of N mazes, T steps (the longest one's), and what the agent says of all S states."""
 
-    observations: Tensor  # (S, 1, 10, 10)
-    logprobs: Tensor  # (S, 4) the policy, with its gradient
-    values: Tensor  # (S, 2) the baseline, intrinsic and extrinsic, with its gradient
-    states: Tensor  # (T, N) int64
+    observations: Tensor  # (S, 1, 10, 10) of every state, entered or not
+    logprobs: Tensor  # (S, 4) log pi, through which the policy's gradient flows
+    values: Tensor  # (S, 2) the baselines, intrinsic and extrinsic, with their gradient
+    states: Tensor  # (T, N) int64, numbers from 0 to S - 1
     actions: Tensor  # (T, N) int64
     next_states: Tensor  # (T, N) int64
     rewards: Tensor  # (T, N) extrinsic
@@ -339,11 +342,11 @@ def collect(envs: MazeEnvs, agent: Agent, args: Args) -> Rollout:
     """Plays one episode in every copy of the maze, until the last one is over.
 
     REINFORCE does not change the policy while it plays, and there are only S observations. So the agent is
-    asked once for all of them, and every step looks up its line: the same actions, some thirty times as fast.
+    asked once for all of them, and every step looks up its row: the same actions, some thirty times as fast.
     """
     logits, values = agent(envs.observations)
     logprobs = logits.log_softmax(1)
-    # an action is drawn by where a uniform number falls between three thresholds
+    # the action is the number of thresholds (cumulative probabilities) that a uniform number reaches
     thresholds = logprobs.detach().exp().cpu().numpy().cumsum(1)[:, :-1]  # (S, 3)
     draws = torch.rand((args.max_episode_steps, envs.num_envs, 1)).numpy()
     states, steps = envs.reset(), []
@@ -362,13 +365,15 @@ def collect(envs: MazeEnvs, agent: Agent, args: Args) -> Rollout:
 
 @torch.no_grad()
 def intrinsic_rewards(rnd: RND, rollout: Rollout, args: Args) -> Tensor:
-    """r_int (T, N), divided by the running std of its return."""
+    """r_int (T, N), divided by the std of all its returns so far."""
     intrinsic = novelty(rnd.errors(rollout.observations), args.bonus)[rollout.next_states]
     discounted, rnd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, rnd.filtered)
     past = discounted[rollout.valid].cpu().double()  # (B,)
     rnd.return_sums += torch.stack([torch.ones_like(past), past, past.square()], 1).sum(0)
     mean, mean_square = rnd.return_sums[1:] / rnd.return_sums[0]
-    rnd.return_std = (mean_square - mean.square()).sqrt().float()
+    variance = mean_square - mean.square()
+    if variance > 1e-9 * mean_square:  # the first returns may all be the same
+        rnd.return_std = variance.sqrt().float()
     return intrinsic / rnd.return_std
 
 
@@ -382,7 +387,9 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     returns = torch.stack([int_returns, ext_returns], 2)
     int_advantages, ext_advantages = (returns - baselines).unbind(2)
     advantages = args.int_coef * int_advantages + args.ext_coef * ext_advantages
-    return standardise(advantages, rollout.valid) if args.return_norm else advantages, returns
+    if args.return_norm:
+        advantages = standardise(advantages, rollout.valid)
+    return advantages, returns
 
 
 def update(
@@ -396,7 +403,7 @@ def update(
     # a stream that is turned off does not shape the baseline's features either
     value_loss = value_loss_int * (args.int_coef > 0) + value_loss_ext * (args.ext_coef > 0)
     loss = policy_loss - args.ent_coef * entropy + args.baseline * value_loss
-    optimizer.param_groups[0]["lr"] = args.learning_rate
+    optimizer.param_groups[0]["lr"] = args.learning_rate  # the policy's, as it has faded
     optimizer.zero_grad()
     loss.backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.policy.parameters(), args.max_grad_norm)
@@ -407,10 +414,11 @@ def update(
     predictor_loss = (bonus * rollout.visits).sum() / valid.sum()
     # paper: Adam, here: plain gradient descent, because with Adam's rescaled steps the bonus of cells that
     # are seldom seen falls sooner, and in trials the goal was not learned
-    weights = [*rnd.predictor.parameters()]
-    for weight, gradient in zip(weights, torch.autograd.grad(predictor_loss, weights), strict=True):
-        weight.data.add_(gradient, alpha=-args.predictor_learning_rate)
+    rnd.predictor.zero_grad()
+    predictor_loss.backward()
+    SGD(rnd.predictor.parameters(), args.predictor_learning_rate).step()
     return {
+        "charts/learning_rate": args.learning_rate,
         "losses/policy_loss": policy_loss,
         "losses/value_loss": value_loss,
         "losses/value_loss_int": value_loss_int,
@@ -428,10 +436,10 @@ def annealed(args: Args, episode: int) -> Args:
     return dataclasses.replace(args, **faded)
 
 
-def move_start(envs: MazeEnvs, path: list[int]) -> None:
+def move_start(envs: MazeEnvs) -> None:
     """Curriculum: when 20 % of at least 10 episodes succeed, start one step further from the goal."""
-    if envs.start != path[0] and len(envs.recent) >= 10 and np.mean(envs.recent) >= 0.2:
-        envs.start = path[path.index(envs.start) - 1]
+    if envs.start != envs.path[0] and len(envs.recent) >= 10 and np.mean(envs.recent) >= 0.2:
+        envs.start = envs.path[envs.path.index(envs.start) - 1]
         envs.recent.clear()
 
 
@@ -439,28 +447,25 @@ def move_start(envs: MazeEnvs, path: list[int]) -> None:
 def train(args: Args, device: torch.device) -> int:
     """Trains to the end, or until Ctrl-C. Returns the exit status."""
     torch.manual_seed(args.seed)
-    envs = MazeEnvs(args.num_envs, resolve_goal(args.goal), device)
+    envs = MazeEnvs(args.num_envs, GOALS[args.goal], device)
     agent, rnd = Agent(len(MOVES)).to(device), RND(args.num_envs, device)
-    groups = [
-        {"params": [*agent.policy.parameters()], "lr": args.learning_rate},
-        {"params": [*agent.baseline.parameters()], "lr": args.baseline_learning_rate},
-    ]
     # With Adam's usual 0.999 the first, large bonuses would keep steps small for a thousand updates. Its usual
     # 1e-8 would blow up what gradient is left when the maze is solved.
-    optimizer = Adam(groups, betas=(0.9, 0.99), eps=1e-6)
-    path = shortest_path(envs)
-    envs.start = path[-2] if args.demo_curriculum else path[0]
+    optimizer = Adam(agent.policy.parameters(), args.learning_rate, betas=(0.9, 0.99), eps=1e-6)
+    optimizer.add_param_group({"params": agent.baseline.parameters(), "lr": args.baseline_learning_rate})
+    if args.demo_curriculum:
+        envs.start = envs.path[-2]
     episode, status = 0, 0
-    with contextlib.closing(Run(args, envs, agent, rnd, optimizer)) as run:
+    with contextlib.closing(Run(args, envs, agent, rnd)) as run:
         try:
             while episode < args.total_episodes:
-                now = annealed(args, episode)
-                rollout = collect(envs, agent, now)
-                intrinsic = intrinsic_rewards(rnd, rollout, now)
-                advantages, returns = advantages_and_returns(rollout, intrinsic, now)
-                scalars = update(agent, rnd, optimizer, rollout, advantages, returns, now)
+                faded = annealed(args, episode)
+                rollout = collect(envs, agent, faded)
+                intrinsic = intrinsic_rewards(rnd, rollout, faded)
+                advantages, returns = advantages_and_returns(rollout, intrinsic, faded)
+                scalars = update(agent, rnd, optimizer, rollout, advantages, returns, faded)
                 episode += args.num_envs
-                move_start(envs, path)
+                move_start(envs)
                 run.log(episode, rollout, intrinsic, returns, scalars)
         except KeyboardInterrupt:
             status = 130
@@ -490,18 +495,11 @@ def check_args(args: Args) -> None:
         ("ext_coef", lambda x: x + args.int_coef > 0, "above 0 with --int-coef 0, or nothing is learned"),
         ("device", lambda x: x == "auto" or getattr(torch, x).is_available(), "on this machine, and in this PyTorch"),
         ("num_envs", lambda _: os.environ.get("WORLD_SIZE") in (None, "1"), "run without torchrun"),
+        ("goal", lambda x: x in GOALS, "row-column, each from 0 to 9, of a free cell other than the start"),
     ):
         for flag in flags.split():
-            if (value := getattr(args, flag)) is not None and not holds(value):
+            if not holds(value := getattr(args, flag)):
                 raise UserError(f"--{flag.replace('_', '-')} {value}: must be {rule}")
-
-
-def resolve_goal(name: str) -> tuple[int, int]:
-    """Row and column of `--goal`."""
-    match = re.fullmatch("([0-9])-([0-9])", name)
-    if not match or WALLS[cell := tuple(map(int, match.groups()))] or cell == (0, 0):
-        raise UserError(f"--goal {name}: must be row-column, each from 0 to 9, of a free cell other than the start")
-    return cell
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
@@ -532,8 +530,8 @@ class Console:
 class Run:
     """What goes on around the loop: the run's folder, logs, progress, and what is kept for the end."""
 
-    def __init__(self, args: Args, envs: MazeEnvs, agent: Agent, rnd: RND, optimizer: Adam):
-        self.args, self.envs, self.agent, self.rnd, self.optimizer = args, envs, agent, rnd, optimizer
+    def __init__(self, args: Args, envs: MazeEnvs, agent: Agent, rnd: RND):
+        self.args, self.envs, self.agent, self.rnd = args, envs, agent, rnd
         self.step, self.first_hit, self.solved = 0, None, None  # the last two: [episode, step]
         self.curve = []  # after every batch: [step, episode, success rate, length of the likeliest path]
         self.visits = torch.zeros(len(envs.cells), dtype=torch.int64)  # (S,) how often each state was entered
@@ -567,24 +565,22 @@ class Run:
             facts["commit"] = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
         table = "\n".join(f"|{key}|{value}|" for key, value in {"name": "value", "-": "-", **facts}.items())
         self.writer.add_text("hyperparameters", table, self.step)
-        networks = {**dict(self.agent.named_children()), **dict(self.rnd.named_children())}
-        sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        networks = [*self.agent.named_children(), *self.rnd.named_children()]
+        sizes = [f"{name} {sum(p.numel() for p in network.parameters()):,}" for name, network in networks]
         name = torch.cuda.get_device_name() if device.type == "cuda" else "1 thread"
         print(f"device       {device} ({name})")
-        shortest = len(shortest_path(self.envs)) - 1
+        shortest = len(self.envs.path) - 1
         print(f"environment  Maze-{args.goal} x {args.num_envs}, shortest path {shortest} steps")
-        print(f"parameters   {', '.join(f'{name} {size:,}' for name, size in sizes.items() if size)}")
+        print(f"parameters   {', '.join(sizes)}")
         print(f"folder       {self.folder}")
 
     @torch.no_grad()
-    def log(
-        self, episode: int, rollout: Rollout, intrinsic: Tensor, returns: Tensor, scalars: dict[str, Tensor]
-    ) -> None:
+    def log(self, episode: int, rollout: Rollout, intrinsic: Tensor, returns: Tensor, scalars: dict) -> None:
         """Logs a batch of episodes and moves the bar. Draws the maze eight times in a run. Raises at a NaN."""
         args, envs, valid, hits = self.args, self.envs, rollout.valid, rollout.rewards.sum(0)
         num_steps, now = int(valid.sum()), time.monotonic()
         self.step += num_steps
-        from_start = bool(rollout.states[0, 0] == 0)  # and not from a demonstration's end
+        from_start = bool(rollout.states[0, 0] == 0)  # and not near the goal, by --demo-curriculum
         success = float(np.mean(envs.recent)) if from_start else 0.0
         if from_start and hits.any():
             self.first_hit = self.first_hit or [episode, self.step]
@@ -592,14 +588,12 @@ class Run:
             self.solved = self.solved or [episode, self.step]
         actions = rollout.logprobs.argmax(1)
         _, length = greedy_path(envs, actions)
-        self.curve.append([self.step, episode, success, length])
         self.visits += rollout.visits.cpu()
         scalars |= {
             "charts/episodic_return": hits.mean(),
             "charts/episodic_length": num_steps / args.num_envs,
             "charts/success_rate": success,
             "charts/SPS": num_steps / (now - self.logged),
-            "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
             "rnd/intrinsic_reward": intrinsic[valid].mean(),
             "rnd/intrinsic_return_std": self.rnd.return_std,
             "rnd/cells_visited": (self.visits > 0).sum(),
@@ -607,8 +601,7 @@ class Run:
         for stream, values, G in zip(("int", "ext"), rollout.baselines(args).unbind(2), returns.unbind(2), strict=True):
             scalars[f"losses/explained_variance_{stream}"] = explained_variance(values, G, valid)
         if args.demo_curriculum:
-            scalars["charts/start_distance"] = shortest_path(envs).index(envs.start)
-        scalars = {key: torch.as_tensor(value).item() for key, value in scalars.items()}
+            scalars["charts/start_distance"] = envs.path.index(envs.start)  # from the true start
         for key, value in scalars.items():
             if not math.isfinite(value) and "explained_variance" not in key:  # NaN if all are equal
                 raise FloatingPointError(f"{key} is {value} at step {self.step:,}: stopped, nothing is saved")
@@ -616,26 +609,25 @@ class Run:
         status = f"success {success:.2f}, r_int {scalars['rnd/intrinsic_reward']:.4f}"
         self.bar.set_postfix_str(f"{status}, cells {scalars['rnd/cells_visited']}", refresh=False)
         self.bar.update(min(episode, args.total_episodes) - self.bar.n)
-        part = args.total_episodes / 8
-        if episode // part > (episode - args.num_envs) // part:
+        if 8 * episode // args.total_episodes > 8 * (episode - args.num_envs) // args.total_episodes:
             bonus = novelty(self.rnd.errors(envs.observations), args.bonus)
             self.snapshots.append((episode, self.visits.clone(), bonus.cpu()))
-            last = [*rollout.states[valid[:, 0], 0].tolist(), int(rollout.next_states[-1, 0])]
-            tqdm.write(f"episode {episode:,}: likeliest actions; cells that one episode entered")
-            tqdm.write(draw(envs, actions, last))
+            maze = draw(envs, actions, rollout.next_states[:, 0].tolist())
+            tqdm.write(f"episode {episode:,}: likeliest actions; cells that one episode entered\n{maze}")
             if not sys.stderr.isatty():
                 print(str(self.bar).replace("|", ""))
+        self.curve.append([self.step, episode, success, length])
         self.logged = now
 
     def finish(self) -> None:
         """Saves the agent and says what was reached."""
         self.bar.close()
-        _, episode, success, length = self.curve[-1]
+        step, episode, success, length = self.curve[-1]
         seconds, path = time.monotonic() - self.started, self.folder / "latest.pt"
         state = {"agent": self.agent.state_dict(), "rnd": self.rnd.state_dict()}
         if not all(x.isfinite().all() for x in state["agent"].values()):
-            raise FloatingPointError(f"a weight is not finite at step {self.step:,}: nothing is saved")
-        state |= {"args": vars(self.args), "step": self.step, "seconds": seconds, "curve": self.curve}
+            raise FloatingPointError(f"a weight is not finite at step {step:,}: nothing is saved")
+        state |= {"args": vars(self.args), "step": step, "seconds": seconds, "curve": self.curve}
         torch.save(state | {"first_hit": self.first_hit, "solved": self.solved}, buffer := io.BytesIO())
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:  # there is a whole file or none
@@ -648,9 +640,9 @@ class Run:
             temporary.unlink(missing_ok=True)
         for text, when in (("goal first reached", self.first_hit), ("95 of 100 episodes reach it", self.solved)):
             print(f"{text:28s} {'after {:,} episodes, {:,} steps'.format(*when) if when else 'never'}")
-        print(f"path of likeliest actions    {length or 'none'}; the shortest is {len(shortest_path(self.envs)) - 1}")
+        print(f"path of likeliest actions    {length or 'none'}; the shortest is {len(self.envs.path) - 1}")
         took = tqdm.format_interval(seconds)
-        print(f"success {success:.2f}, {episode:,} episodes, {self.step:,} steps in {took}, folder {self.folder}")
+        print(f"success {success:.2f}, {episode:,} episodes, {step:,} steps in {took}, folder {self.folder}")
         print(f"evaluate with: {shlex.join(['python', sys.argv[0], '--evaluate', str(self.folder)])}")
 
 
@@ -696,57 +688,58 @@ def draw(envs: MazeEnvs, actions: Tensor, trajectory: list[int]) -> str:
     return text
 
 
+def show(envs: MazeEnvs, panel: Axes, values: np.ndarray | Tensor, **scale: object) -> None:
+    """Draws one value for each state (S,) as a map. White: NaN, or 0 on a logarithmic scale."""
+    grid, size = np.full(WALLS.shape, np.nan), 3 * panel.figure.get_figheight()
+    grid[*envs.cells.T] = values
+    panel.imshow(WALLS, cmap="gray_r", vmax=4 / 3)  # dark, and white where nothing is drawn over it
+    panel.imshow(grid, **scale)
+    panel.plot(0, 0, "ko", markersize=size, markerfacecolor="none")
+    panel.plot(*envs.cells[envs.goal][::-1], "k*", markersize=size, markerfacecolor="gold")
+    panel.set(xticks=[], yticks=[])
+
+
 @torch.no_grad()
 def plot(run: Run) -> None:
     """Draws exploration.png, policy.png and learning_curve.png."""
     envs, figures = run.envs, {}
 
-    def show(panel: Axes, values: Tensor, norm: Normalize, colors: Colormap) -> None:
-        """One value for each state (S,) as a map of the maze; a circle for the start, a star for the goal."""
-        grid, size = np.full(WALLS.shape, np.nan), 3 * panel.figure.get_figheight()
-        grid[*envs.cells.T] = values.clamp(min=norm.vmin / 2).cpu()  # 0 is below the scale: white
-        panel.imshow(grid, norm=norm, cmap=colors)
-        panel.plot(0, 0, "ko", markersize=size, markerfacecolor="none")
-        panel.plot(*envs.cells[envs.goal][::-1], "k*", markersize=size, markerfacecolor="gold", zorder=3)
-        panel.set(xticks=[], yticks=[], facecolor="0.25")
-
     # where the agent went, and what the bonus was, in eight parts of the run
     episodes, visits, bonuses = zip(*run.snapshots, strict=True)
-    figures["exploration"] = figure = Figure(figsize=(2 * len(episodes) + 0.5, 4.3), layout="constrained")
+    visits, bonuses = np.diff(np.stack(visits), axis=0, prepend=0), np.stack(bonuses)  # (8, S), (8, S)
+    figures["exploration"] = figure = Figure(figsize=(2 * len(episodes) + 0.5, 4.5), layout="constrained")
     rows = figure.subplots(2, len(episodes), squeeze=False)
-    labels = "entered", f"bonus{'' if run.args.int_coef else ', not paid'}"
-    visits, bonuses = torch.stack([0 * visits[0], *visits]).diff(dim=0), torch.stack(bonuses)  # (8, S), (8, S)
-    norms = LogNorm(1, max(2, visits.max().item())), LogNorm(bonuses.min().item(), bonuses.max().item())
-    for row, label, parts, norm in zip(rows, labels, (visits, bonuses), norms, strict=True):
-        for panel, values in zip(row, parts, strict=True):
-            show(panel, values, norm, colormaps["viridis"].with_extremes(under="white"))
-        row[0].set_ylabel(label)
-        figure.colorbar(row[-1].images[0], ax=row[-1])
-    for panel, episode in zip(rows[0], episodes, strict=True):
-        panel.set_title(f"until episode {episode:,}", fontsize=9)
-    figure.supxlabel("white: not entered. An episode's first cell is not entered. Colours are logarithmic.", fontsize=9)
+    bonus = "bonus after" if run.args.int_coef else "unpaid bonus after"
+    for row, label, parts in ((rows[0], "entered until", visits), (rows[1], bonus, bonuses)):
+        low = parts[parts > 0].min()
+        for panel, values, episode in zip(row, parts, episodes, strict=True):
+            show(envs, panel, values, norm="log", vmin=low, vmax=max(2 * low, parts.max()))
+            panel.set_title(f"{label} episode {episode:,}", fontsize=8)
+        figure.colorbar(panel.images[-1], ax=panel)
+    caption = "entered: in this eighth of the run, first cells not counted; white: 0; colours: logarithmic"
+    figure.supxlabel(caption, fontsize=9)
 
     # the likeliest actions, how likely they are, and where they lead
     likelihood, actions = run.agent(envs.observations)[0].softmax(1).max(1)  # (S,), (S,)
-    likelihood[envs.goal] = 0  # nobody acts there
-    (path, length), shown = greedy_path(envs, actions), np.arange(len(actions)) != envs.goal
+    path, length = greedy_path(envs, actions)
+    moves = np.array(MOVES, float)[actions.cpu()]  # (S, 2)
+    likelihood[envs.goal] = moves[envs.goal] = np.nan  # nobody acts there
     figures["policy"] = figure = Figure(figsize=(5, 4.2), layout="constrained")
     panel = figure.subplots()
-    show(panel, likelihood, Normalize(0.25, 1), LinearSegmentedColormap.from_list("", ["white", "mediumseagreen"]))
-    figure.colorbar(panel.images[0], ax=panel, label="probability of the likeliest action")
-    panel.plot(*envs.cells[path].T[::-1], "tab:orange", linewidth=6, alpha=0.5)
-    (rows, columns), (down, right) = envs.cells[shown].T, np.array(MOVES)[actions.cpu()][shown].T
-    panel.quiver(columns, rows, right, -down, scale=16, width=0.008, pivot="mid", zorder=3)
-    steps = f"{length} steps" if length else "which misses the goal"
-    panel.set_title(f"likeliest actions and their path, {steps}", fontsize=10)
-    panel.set_xlabel("circle: start, star: goal")
+    colors = LinearSegmentedColormap.from_list("", ["white", "mediumseagreen"])
+    show(envs, panel, likelihood.cpu(), cmap=colors, vmin=0.25, vmax=1)
+    figure.colorbar(panel.images[-1], ax=panel, label="probability of the likeliest action")
+    panel.plot(*envs.cells[path].T[::-1], "tab:orange", linewidth=6, alpha=0.5, zorder=1)
+    panel.quiver(*envs.cells.T[::-1], moves[:, 1], -moves[:, 0], scale=16, width=0.008, pivot="mid")
+    end = f"{length} steps to the goal" if length else "the goal is missed"
+    panel.set(title=f"likeliest actions: {end}", xlabel="circle: start, star: goal")
 
     figures["learning_curve"] = figure = Figure(figsize=(6, 3.4), layout="constrained")
     panel = figure.subplots()
-    panel.plot(*np.array(run.curve, float)[:, [0, 2]].T)
+    steps, _, success, _ = zip(*run.curve, strict=True)
+    panel.plot(steps, success)
     panel.set(xlabel="environment steps", ylabel="success, last 100 episodes", ylim=(-0.03, 1.03))
-    panel.set_title(f"goal {run.args.goal}", fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title(f"goal {run.args.goal}")
     for name, figure in figures.items():
         figure.savefig(run.folder / f"{name}.png", dpi=110)
     print(f"pictures: {', '.join(f'{name}.png' for name in figures)}")
@@ -755,13 +748,13 @@ def plot(run: Run) -> None:
 @torch.no_grad()
 def evaluate(args: Args, device: torch.device, agent: Agent) -> None:
     """Plays episodes with a saved policy, actions drawn as in training. Prints how many find the goal."""
-    envs = MazeEnvs(args.eval_episodes, resolve_goal(args.goal), device)
+    envs = MazeEnvs(args.eval_episodes, GOALS[args.goal], device)
     torch.manual_seed(int(np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(1)[0]))
     rollout = collect(envs, agent.to(device), args)
     actions = rollout.logprobs.argmax(1)
     way, length = greedy_path(envs, actions)
     print(f"{args.eval_episodes} episodes; likeliest actions, and the way they go\n{draw(envs, actions, way)}")
-    print(f"path of likeliest actions {length or 'none'}; the shortest is {len(shortest_path(envs)) - 1}")
+    print(f"path of likeliest actions {length or 'none'}; the shortest is {len(envs.path) - 1}")
     hits, lengths = rollout.rewards.sum(0).tolist(), rollout.valid.sum(0).tolist()
     error = f" +- {np.std(hits, ddof=1) / len(hits) ** 0.5:.2f}" if len(hits) > 1 else ""
     print(f"success {np.mean(hits):.2f}{error} (mean, standard error), length {np.mean(lengths):.1f}")
@@ -776,7 +769,7 @@ def parse(argv: list[str] | None) -> tuple[Args, Agent | None]:
         args = tyro.cli(Args, args=argv, default=Args(**was))
     check_args(args)
     args.total_episodes = int(args.total_episodes)
-    args.goal, args.runs_dir = "{}-{}".format(*resolve_goal(args.goal)), os.path.expanduser(args.runs_dir)
+    args.runs_dir = os.path.expanduser(args.runs_dir)
     return args, agent
 
 

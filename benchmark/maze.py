@@ -49,12 +49,12 @@ ROWS = {row: (["--goal", row.split(",")[0], *flags.split()], 10) for row, flags 
 
 def shortest(row: str) -> int:
     """Steps to the goal of a row."""
-    return len(maze.shortest_path(maze.MazeEnvs(1, maze.resolve_goal(row.split(",")[0])))) - 1
+    return len(maze.MazeEnvs(1, maze.GOALS[row.split(",")[0]]).path) - 1
 
 
 def right_actions(policy: dict, goal: str) -> tuple[float, float]:
     """Share of cells whose likeliest action leads nearer to the goal: in the first room, and in all others."""
-    envs = maze.MazeEnvs(1, maze.resolve_goal(goal))
+    envs = maze.MazeEnvs(1, maze.GOALS[goal])
     distance = np.full(len(envs.cells), np.inf)
     distance[envs.goal] = 0
     for _ in distance:

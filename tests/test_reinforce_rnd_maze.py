@@ -434,7 +434,7 @@ def test_the_start_moves_back_when_twenty_percent_succeed():
     for hits in (1, 2, 1, 5, 1, 3, 2):  # of ten episodes each
         distances.append(len(path) - 1 - path.index(envs.start))
         envs.recent.extend([1.0] * hits + [0.0] * (10 - hits))
-        script.move_start(envs, path)
+        script.move_start(envs)
     # 10 %, then 3 of 20: stay; 4 of 30: stay; 9 of 40: back, to the true start, which is two steps away
     assert distances == [1, 1, 1, 1, 2, 2, 2]
     assert len(envs.recent) == 30  # forgotten when the start has moved, and not any more at the true one
