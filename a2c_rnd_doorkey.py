@@ -366,27 +366,25 @@ def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -
     return torch.stack(filtered), state
 
 
-def gae(
-    rewards: Tensor, values: Tensor, last_value: Tensor, dones: Tensor, valid: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, valid: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
 
         delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
-    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
-    value of that episode's last frame, since the next episode's first is not there yet.)
+    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not
+    stop at episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to
+    the value of that episode's last frame, since the next episode's first is not there yet.)
 
-    Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
+    Args: rewards, dones, valid (T, N); values (T+1, N), the last row of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
     """
     advantages = torch.zeros_like(rewards)
-    advantage, next_value = torch.zeros_like(last_value), last_value
+    advantage, next_value = torch.zeros_like(values[-1]), values[-1]
     for t in reversed(range(len(rewards))):
         not_done = (~dones[t]).float()
         delta = rewards[t] + gamma * next_value * not_done - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
+        advantage = torch.where(valid[t], delta + gamma * lam * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -515,7 +513,7 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
-        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        stream_advantages = gae(r, v, ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
         advantages += coef * stream_advantages
     if args.norm_adv:
@@ -763,7 +761,7 @@ class Run:
             if args.track:
                 import wandb
 
-                name = self.folder.name
+                name = self.folder.resolve().name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
                 self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
@@ -875,7 +873,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     with reading(path):
         if zipfile.ZipFile(path).testzip():

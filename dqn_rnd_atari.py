@@ -924,7 +924,7 @@ class Run:
             if args.track:
                 import wandb
 
-                name = self.folder.name
+                name = self.folder.resolve().name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
                 self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
@@ -1043,7 +1043,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     with reading(path):
         if zipfile.ZipFile(path).testzip():

@@ -12,8 +12,7 @@ Paper: Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Dis
 Constants are the paper's, else those of its authors' code, the reference. Departures are named.
 
 A random network f, the target, is never trained. A second network g, the predictor, learns to agree with it
-on the frames that the agent sees. Where they still disagree, the agent has seldom been, and that is worth a
-reward:
+on the frames that the agent sees. Where they still disagree, the agent has seldom been; that is rewarded:
 
     r_int(t) = |g(o(t+1)) - f(o(t+1))|^2 / 512      intrinsic reward of the step from o(t) to o(t+1)
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
@@ -86,8 +85,7 @@ LOCAL_RANK, LOCAL_RANKS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.g
 
 @dataclasses.dataclass
 class Args:
-    # Tables and sections are the paper's; "reference" is its authors' code. The comments are the help of
-    # `--help`.
+    # Tables and sections are the paper's, "reference" is its authors' code. `--help` shows the comments.
 
     # experiment
     preset: Literal["paper", "small"] = "paper"  # a set of defaults, see PRESETS; --help shows the paper's
@@ -192,9 +190,9 @@ class AtariEnvs:
         """
         obs, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        # reference: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
-        # EnvPool shows with it, at a game over mostly that of the step before. The time limit counts as an end
-        # for the extrinsic stream, as in the reference.
+        # reference: a terminal step is rewarded for the first frame of the next episode, here: for the one
+        # that EnvPool shows with it, which at a game over is mostly that of the step before. The time limit
+        # counts as an end for the extrinsic stream, as in the reference.
         self.done = terminated | truncated
         rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
         self.stats.add(rewards, self.done, valid, rooms)
@@ -236,7 +234,7 @@ class Agent(nn.Module):
         hidden = self.trunk(inputs)  # (B, 448)
         policy = hidden + self.policy_branch(hidden).relu()
         value = hidden + self.value_branch(hidden).relu()
-        with torch.autocast(obs.device.type, enabled=False):  # near 4 bfloat16 has steps of 0.03
+        with torch.autocast(obs.device.type, enabled=False):  # in bfloat16 numbers from 4 on are 0.03 apart
             return self.policy_head(policy.float()), self.value_head(value.float())
 
 
@@ -333,27 +331,25 @@ def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -
     return torch.stack(filtered), state
 
 
-def gae(
-    rewards: Tensor, values: Tensor, last_value: Tensor, dones: Tensor, valid: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, valid: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
 
         delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
-    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
-    value of that episode's last frame, since the next episode's first is not there yet.)
+    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not
+    stop at episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to
+    the value of that episode's last frame, since the next episode's first is not there yet.)
 
-    Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
+    Args: rewards, dones, valid (T, N); values (T+1, N), the last row of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
     """
     advantages = torch.zeros_like(rewards)
-    advantage, next_value = torch.zeros_like(last_value), last_value
+    advantage, next_value = torch.zeros_like(values[-1]), values[-1]
     for t in reversed(range(len(rewards))):
         not_done = (~dones[t]).float()
         delta = rewards[t] + gamma * next_value * not_done - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
+        advantage = torch.where(valid[t], delta + gamma * lam * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -446,7 +442,7 @@ def forward(network: nn.Module, inputs: Tensor, args: Args) -> Tensor | tuple[Te
 
 def warm_up(envs: AtariEnvs, rnd: RND, rollout: Rollout, args: Args, run: "Run") -> None:
     """A random agent gives the statistics of the frames something to start from."""
-    steps = math.ceil(args.warmup_rollouts * args.num_steps / RANKS) * args.num_envs * RANKS
+    steps = math.ceil(args.warmup_rollouts * args.num_steps / RANKS) * args.num_envs * RANKS  # of all ranks
     with Progress(steps, desc="random agent") as bar:
         while steps > 0 and not run.stopped():
             obs, _, _, valid = envs.step(torch.randint(envs.num_actions, (args.num_envs,)).numpy())
@@ -491,12 +487,12 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     if args.single_head:
         streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
     else:
-        int_dones = dones if args.int_episodic else torch.zeros_like(dones)
-        streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
+        streams = [(intrinsic, dones & args.int_episodic, args.int_gamma, args.int_coef)]
+        streams += [(rewards, dones, args.gamma, args.ext_coef)]
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
-        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        stream_advantages = gae(r, v, ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
         advantages += coef * stream_advantages
     return advantages, returns
@@ -513,15 +509,14 @@ def update(
     data |= {"advantages": advantages, "returns": returns}
     data["targets"] = features(rnd.target, rollout.frames, rnd.obs_rms)  # with the new statistics (reference)
     data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
-    steps = torch.arange(B, device=advantages.device)
-    if not args.shuffle:  # the rollouts of N/M environments, in the same order in every epoch (reference)
-        steps = steps.view(T, M, N // M).transpose(0, 1).flatten()
     update_proportion = args.update_proportion or min(1.0, 32 / (N * RANKS))
     piece_size = 1024 if advantages.device.type == "cpu" else B // M
     totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
     for _ in range(args.update_epochs):
         if args.shuffle:
             steps = torch.randperm(B, device=advantages.device)
+        else:  # the rollouts of N/M environments, in the same order in every epoch (reference)
+            steps = torch.arange(B, device=advantages.device).view(T, M, N // M).transpose(0, 1).flatten()
         for chosen in steps.split(B // M):
             batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (B/M, ...); x[chosen] is slower
             optimizer.zero_grad()
@@ -556,7 +551,7 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
-    step, per_iteration = saved["step"] if saved else 0, T * N * RANKS  # environment steps, of all ranks
+    per_iteration, step = T * N * RANKS, saved["step"] if saved else 0  # environment steps, of all ranks
     torch.manual_seed(args.seed)  # the same first weights on all ranks
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     rollout = empty_rollout(T, N, H, device)
@@ -788,7 +783,7 @@ class Run:
             if args.track:
                 import wandb
 
-                name = self.folder.name
+                name = self.folder.resolve().name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
                 self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
@@ -904,7 +899,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     with reading(path):
         if zipfile.ZipFile(path).testzip():

@@ -14,26 +14,22 @@ The same algorithm as ppo_rnd_atari.py, which is the paper's (Burda et al. 2018,
                                                     s: std over the whole run of the discounted sum of bonuses
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy (PPO)
 
-What is different here, so that Montezuma's Revenge can be played on a laptop:
+What is different here, so that Montezuma's Revenge can be played on a laptop. The reasons are from trials of
+one to five seeds (docs/results/ram_settings.md); which change holds the key, or what 5 and 6 do, is open.
   1. The policy reads the console's 128 bytes of RAM, the last two states as 2,048 bits, into a small network.
      Acting and learning then cost less than the emulator.
   2. RND sees a small screen: the newest frame, averaged to 21 x 20 grey pixels. Its networks are three layers
-     of 256, the predictor's two more. A trial in which it saw the RAM's bits, counters among them, stood still
-     at 400 points.
+     of 256, the predictor's two more. On the RAM's bits, counters among them, a trial stayed at 400 points.
   3. Advantages are normalised over the rollout. The bonus soon is about as small as the entropy term, because
-     s remembers the untrained predictor. A trial without this, in which RND saw the RAM's bits, was a random
-     agent still after 11 million frames.
+     s remembers the untrained predictor.
   4. There are 32 minibatches of random steps in place of 4 of whole environments: eight times as many gradient
-     steps on the same samples, which bring the first keys early. With 8 of whole environments, advantages
-     normalised in each minibatch and one clip for policy and predictor together, two seeds of five lost the
-     key. Which change holds it is not known (docs/results/ram_settings.md).
+     steps on the same samples, which bring the first keys early.
   5. Fewer environments and longer rollouts, 32 x 512 steps in place of 128 x 128, so that the policy changes a
-     quarter as often within an episode. What that is worth is not decided.
+     quarter as often within an episode.
   6. The norm of the gradient of policy and values is clipped at 0.5. Its median is 0.6; where a room is new,
-     the values' errors are hundreds of times the usual ones. What the clip is worth is not known.
-  7. The budget is small, so the learning rate is 2.5e-4 (paper: 1e-4), and the warm-up has 10 rollouts
-     (reference: 50). The predictor learns from a quarter of the samples, as at the paper's 128 environments,
-     in more steps.
+     the values' errors are hundreds of times the usual ones.
+  7. The budget is small: the learning rate is 2.5e-4 (paper: 1e-4), the warm-up 10 rollouts (reference: 50).
+     The predictor learns from a quarter of the samples, as at the paper's 128 environments, in more steps.
 
 Three commands, to train, to resume and to evaluate:
     python ppo_rnd_atari_ram.py --env-id MontezumaRevenge --bf16 --total-timesteps 8e6
@@ -87,8 +83,7 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Args:
-    # Tables and sections are the paper's; "reference" is its authors' code. The comments are the help of
-    # `--help`.
+    # Tables and sections are the paper's, "reference" is its authors' code. `--help` shows the comments.
 
     # experiment
     seed: int = 1  # seed of the networks, the actions and the environments
@@ -187,9 +182,9 @@ class AtariEnvs:
         """
         frames, rewards, terminated, truncated, info = self.pool.step(actions)
         valid = ~self.done
-        # reference: a terminal step is rewarded for the first frame of the next episode, here: for the frame that
-        # EnvPool shows with it, at a game over mostly that of the step before. The time limit counts as an end
-        # for the extrinsic stream, as in the reference.
+        # reference: a terminal step is rewarded for the first frame of the next episode, here: for the one
+        # that EnvPool shows with it, which at a game over is mostly that of the step before. The time limit
+        # counts as an end for the extrinsic stream, as in the reference.
         self.done = terminated | truncated
         rooms = None if self.room_byte is None else info["ram"][:, self.room_byte]
         self.stats.add(rewards, self.done, valid, rooms)
@@ -230,7 +225,7 @@ class Agent(nn.Module):
         hidden = self.trunk(bits)  # (B, 256)
         policy = hidden + self.policy_branch(hidden).relu()
         value = hidden + self.value_branch(hidden).relu()
-        with torch.autocast(obs.device.type, enabled=False):  # near 4 bfloat16 has steps of 0.03
+        with torch.autocast(obs.device.type, enabled=False):  # in bfloat16 numbers from 4 on are 0.03 apart
             return self.policy_head(policy.float()), self.value_head(value.float())
 
 
@@ -313,27 +308,25 @@ def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -
     return torch.stack(filtered), state
 
 
-def gae(
-    rewards: Tensor, values: Tensor, last_value: Tensor, dones: Tensor, valid: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, valid: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
 
         delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
-    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
-    value of that episode's last frame, since the next episode's first is not there yet.)
+    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not
+    stop at episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to
+    the value of that episode's last frame, since the next episode's first is not there yet.)
 
-    Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
+    Args: rewards, dones, valid (T, N); values (T+1, N), the last row of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
     """
     advantages = torch.zeros_like(rewards)
-    advantage, next_value = torch.zeros_like(last_value), last_value
+    advantage, next_value = torch.zeros_like(values[-1]), values[-1]
     for t in reversed(range(len(rewards))):
         not_done = (~dones[t]).float()
         delta = rewards[t] + gamma * next_value * not_done - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
+        advantage = torch.where(valid[t], delta + gamma * lam * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -468,12 +461,12 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     if args.single_head:
         streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
     else:
-        int_dones = dones if args.int_episodic else torch.zeros_like(dones)
-        streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
+        streams = [(intrinsic, dones & args.int_episodic, args.int_gamma, args.int_coef)]
+        streams += [(rewards, dones, args.gamma, args.ext_coef)]
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
-        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        stream_advantages = gae(r, v, ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
         advantages += coef * stream_advantages
     return advantages, returns
@@ -490,14 +483,13 @@ def update(
     data |= {"advantages": advantages, "returns": returns}
     data["targets"] = rnd.target(whiten(rollout.frames, rnd.obs_rms))  # with the new statistics (reference)
     data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
-    steps = torch.arange(B, device=advantages.device)
-    if not args.shuffle:  # the rollouts of N/M environments, in the same order in every epoch (reference)
-        steps = steps.view(T, M, N // M).transpose(0, 1).flatten()
     update_proportion = args.update_proportion or min(1.0, 32 / N)
     totals: dict[str, Tensor] = collections.defaultdict(float)  # sums over the minibatches, for the log
     for _ in range(args.update_epochs):
         if args.shuffle:
             steps = torch.randperm(B, device=advantages.device)
+        else:  # the rollouts of N/M environments, in the same order in every epoch (reference)
+            steps = torch.arange(B, device=advantages.device).view(T, M, N // M).transpose(0, 1).flatten()
         for chosen in steps.split(B // M):
             batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (B/M, ...); x[chosen] is slower
             optimizer.zero_grad()
@@ -508,14 +500,13 @@ def update(
             predicted = forward(rnd.predictor, whiten(batch["frames"][kept], rnd.obs_rms), args).float()
             errors = (predicted - batch["targets"][kept]).square().mean(1)
             predictor_loss = masked_mean(errors, batch["valid"][kept])
-            predictor_loss.backward()
 
             loss, metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
-            loss.backward()
+            (loss + predictor_loss).backward()  # of networks that share nothing
+            grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
+            metrics |= {"grad_norm": grad_norm, "predictor_loss": predictor_loss}
             for key, value in metrics.items():
                 totals[f"losses/{key}"] += value.detach()
-            totals["losses/grad_norm"] += nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
-            totals["losses/predictor_loss"] += predictor_loss.detach()
             optimizer.step()
     return {key: total / (args.update_epochs * M) for key, total in totals.items()}
 
@@ -524,7 +515,7 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
-    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     torch.set_flush_denormal(True)  # numbers below 1e-38, which CPUs are slow with, are 0: Adam has many
@@ -732,7 +723,7 @@ class Run:
             if args.track:
                 import wandb
 
-                name = self.folder.name
+                name = self.folder.resolve().name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
                 self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
@@ -836,7 +827,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     with reading(path):
         if zipfile.ZipFile(path).testzip():

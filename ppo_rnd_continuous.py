@@ -8,9 +8,8 @@
 # ///
 """PPO with Random Network Distillation (RND) in continuous control: MuJoCo, dm_control, mazes, the mountain car.
 
-Papers: Schulman, Wolski, Dhariwal, Radford, Klimov (2017), Proximal Policy Optimization Algorithms,
-arXiv:1707.06347; Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation,
-arXiv:1810.12894.
+Papers: Schulman et al. (2017), Proximal Policy Optimization Algorithms, arXiv:1707.06347;
+Burda et al. (2018), Exploration by Random Network Distillation, arXiv:1810.12894.
 
     pi(a | o) = Normal(mean(o), exp(log_std)^2)      log_std is free: it does not depend on o
     r_int(t)  = mean (g(o(t+1)) - f(o(t+1)))^2       f: random target, g: predictor, o whitened
@@ -92,9 +91,8 @@ warnings.filterwarnings("ignore", ".*precision lowered by casting")  # gymnasium
 
 @dataclasses.dataclass
 class Args:
-    # "paper" is Burda et al. 2018, "reference" its authors' code, "CleanRL" is ppo_continuous_action.py.
-    # `--preset` puts other defaults in the place of these; flags given beside it stand. The comments are the help
-    # of `--help`.
+    # "paper" is Burda et al. 2018, "reference" its authors' code. `--help` shows the comments. `--preset`
+    # puts other defaults in the place of these; flags given beside it stand.
 
     # experiment
     preset: Literal["default", "seed-001"] = "default"  # a set of defaults
@@ -196,14 +194,13 @@ class ContinuousEnvs:
             self.pool = gym.vector.SyncVectorEnv([lambda: gym.make(args.env_id, render_mode=mode)] * N)
         space = self.pool.single_action_space
         self.low, self.high = space.low, space.high  # (A,)
-        self.done = np.zeros(N, bool)  # (N,) the step before ended the episode
         self.stats = EpisodeStats(N, args.solved_score)
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
         """Starts an episode in every copy; EnvPool is seeded at its creation. Sets `obs` (N, D)."""
-        obs, _ = self.pool.reset(**({} if seed is None or self.backend == "envpool" else {"seed": seed}))
-        self.obs, self.done = flat(obs), np.zeros(len(self.done), bool)
+        obs, _ = self.pool.reset(seed=seed if self.backend == "gymnasium" else None)
+        self.obs, self.done = flat(obs), np.zeros(self.pool.num_envs, bool)  # (N,) ended by the step before
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """Plays actions (N, A), clipped to the action space (CleanRL).
@@ -357,27 +354,25 @@ def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -
     return torch.stack(filtered), state
 
 
-def gae(
-    rewards: Tensor, values: Tensor, last_value: Tensor, dones: Tensor, valid: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, valid: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
 
         delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
-    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
-    value of that episode's last frame, since the next episode's first is not there yet.)
+    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not
+    stop at episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to
+    the value of that episode's last frame, since the next episode's first is not there yet.)
 
-    Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
+    Args: rewards, dones, valid (T, N); values (T+1, N), the last row of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
     """
     advantages = torch.zeros_like(rewards)
-    advantage, next_value = torch.zeros_like(last_value), last_value
+    advantage, next_value = torch.zeros_like(values[-1]), values[-1]
     for t in reversed(range(len(rewards))):
         not_done = (~dones[t]).float()
         delta = rewards[t] + gamma * next_value * not_done - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
+        advantage = torch.where(valid[t], delta + gamma * lam * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -504,14 +499,14 @@ def advantages_and_returns(rollout: Rollout, intrinsic: Tensor, args: Args) -> t
     if args.single_head:
         streams = [(args.int_coef * intrinsic + args.ext_coef * rewards, dones, args.gamma, 1.0)]
     else:
-        int_dones = dones if args.int_episodic else torch.zeros_like(dones)
-        streams = [(intrinsic, int_dones, args.int_gamma, args.int_coef), (rewards, dones, args.gamma, args.ext_coef)]
+        streams = [(intrinsic, dones & args.int_episodic, args.int_gamma, args.int_coef)]
+        streams += [(rewards, dones, args.gamma, args.ext_coef)]
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, (r, ends, gamma, coef) in enumerate(streams):
         v = values[..., head]  # (T+1, N)
         if args.bootstrap_truncated and head == len(streams) - 1:  # the one with the rewards
             r = r + gamma * v[1:] * rollout.truncated  # v[t+1] is of the episode's last observation
-        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        stream_advantages = gae(r, v, ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
         advantages += coef * stream_advantages
     return advantages, returns
@@ -532,17 +527,16 @@ def update(
             batch = {key: x.index_select(0, chosen) for key, x in data.items()}  # (V/M, ...)
             optimizer.zero_grad()  # to None, so that Adam leaves the predictor alone after the first epoch
             if args.int_coef > 0 and epoch == 0:
-                predictor_loss = novelty(rnd, seen[chosen], args).mean()  # another bonus: its own loss here
+                predictor_loss = novelty(rnd, seen[chosen], args).mean()  # a bonus of your own: its loss
                 predictor_loss.backward()
                 logged["losses/predictor_loss"].append(predictor_loss.detach())
             mean, values = agent(batch["inputs"])
             policy = Normal(mean, agent.log_std.exp(), validate_args=False)
             loss, metrics = ppo_loss(policy, values, batch, args)
             loss.backward()
-            for key, value in metrics.items():
-                logged[f"losses/{key}"].append(value.detach())
             grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
-            logged["losses/grad_norm"].append(grad_norm)
+            for key, value in (metrics | {"grad_norm": grad_norm}).items():
+                logged[f"losses/{key}"].append(value.detach())
             optimizer.step()
     return {key: torch.stack(values).mean() for key, values in logged.items()}
 
@@ -551,7 +545,7 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end, solved or a signal, on from what was `saved` in `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
-    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # numbers below 1e-38, which CPUs are slow with, are 0: Adam has many
     D, A = sizes(args.env_id)
@@ -616,9 +610,7 @@ def check_args(args: Args) -> None:
 
 
 def resolve_env_id(name: str) -> str:
-    """The full id for any spelling: `HalfCheetah-v5` for `halfcheetah`, `CartpoleSwingupSparse-v1` for
-    `dm_control/cartpole-swingup_sparse`. Without -v the newest.
-    """
+    """The id: `HalfCheetah-v5` for `halfcheetah`, `CartpoleSwingup-v1` for `dm_control/cartpole_swingup`."""
 
     def letters(name: str) -> str:
         return re.sub("[^a-z0-9]", "", name.lower())
@@ -648,7 +640,7 @@ class EpisodeStats:
     def load_state_dict(self, state: dict) -> None:
         """Takes over what a checkpoint says of past episodes, and forgets all others, those under way too."""
         self.returns[:], self.lengths[:] = 0, 0
-        self.episodes: list[tuple[float, int, bool]] = []  # (return, length, return above 0) since the last log
+        self.episodes: list[tuple[float, int]] = []  # (return, length) since the last log
         self.recent = collections.deque(state["recent"], maxlen=100)  # the last returns
         self.waiting = np.ones(len(self.returns), bool)  # (N,) has ended no episode yet
 
@@ -660,19 +652,18 @@ class EpisodeStats:
         self.returns += rewards * valid
         self.lengths += valid
         for i in np.flatnonzero(done & valid):
-            score = float(self.returns[i])
-            self.episodes.append((score, int(self.lengths[i]), score > 0))
+            self.episodes.append((float(self.returns[i]), int(self.lengths[i])))
             self.returns[i], self.lengths[i], self.waiting[i] = 0, 0, False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
+        episodes, self.episodes = self.episodes, []
         if not self.waiting.any():  # before that, only the short ones have ended
-            self.recent.extend(score for score, *_ in self.episodes)
+            self.recent.extend(score for score, _ in episodes)
         scalars = {}
-        if self.episodes:
-            names = "charts/episodic_return", "charts/episodic_length", "charts/return_above_0"
-            scalars = dict(zip(names, np.mean(self.episodes, axis=0), strict=True))
-        self.episodes = []
+        if episodes:
+            scalars["charts/episodic_return"], scalars["charts/episodic_length"] = np.mean(episodes, axis=0)
+            scalars["charts/return_above_0"] = np.mean([score > 0 for score, _ in episodes])
         if len(self.recent) == self.recent.maxlen:
             scalars["charts/score"] = np.mean(self.recent)
         return scalars
@@ -769,7 +760,7 @@ class Run:
             if args.track:
                 import wandb
 
-                name = self.folder.name
+                name = self.folder.resolve().name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
                 self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
@@ -873,7 +864,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     with reading(path):
         if zipfile.ZipFile(path).testzip():
@@ -930,7 +921,7 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
     seeds = np.random.SeedSequence(args.seed, spawn_key=(1,)).generate_state(args.eval_episodes) >> 1
     envs = ContinuousEnvs(args, seeds[:1].tolist(), evaluation_backend(args))
     with reading(path):
-        args.num_envs = len(saved["agent"]["filtered"])
+        args.num_envs = len(saved["agent"]["filtered"])  # the size of a buffer that is not used here
         agent = Agent(args, envs.obs.shape[1], envs.low.size, device)
         agent.load_state_dict(saved["agent"])
     print(f"{path}, step {saved['step']:,}: {args.eval_episodes} episodes of {args.env_id} in {envs.backend}")
@@ -949,14 +940,14 @@ def evaluate(args: Args, device: torch.device, path: pathlib.Path, saved: dict) 
                 envs.step(actions.cpu().numpy())
                 if writer:
                     writer.append_data(envs.pool.render()[0])  # (H, W, 3)
-        score, length, _ = envs.stats.episodes[-1]
         if args.capture_video:
+            score, length = envs.stats.episodes[-1]
             print(f"episode {episode}: return {score:.1f}, {length} steps, {video}")
     envs.pool.close()
-    returns, lengths, above_0 = map(np.array, zip(*envs.stats.episodes, strict=True))
+    returns, lengths = np.array(envs.stats.episodes).T
     error = f" +- {returns.std(ddof=1) / len(returns) ** 0.5:.1f}" if len(returns) > 1 else ""
-    print(f"return {returns.mean():.1f}{error} (mean, standard error), above 0: {above_0.mean():.0%}", end="")
-    print(f", length {lengths.mean():.1f}")
+    print(f"return {returns.mean():.1f}{error} (mean, standard error), ", end="")
+    print(f"above 0: {(returns > 0).mean():.0%}, length {lengths.mean():.1f}")
 
 
 # ------------------------------------------------------------------------------------------------ Entry point

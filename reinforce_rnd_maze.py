@@ -650,7 +650,7 @@ def load_agent(source: str) -> tuple[Agent, dict]:
     """The agent in a run's folder, or in that file; and the flags that say what it was trained for."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     try:
         if zipfile.ZipFile(path).testzip():

@@ -8,11 +8,10 @@
 # ///
 """Self-supervised Network Distillation (SND) on Atari, in one file: PPO + RND whose target learns too.
 
-Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation, arXiv:2302.11563. Its scores of
-SND-V on Montezuma's Revenge are those of runs of its second author ("author" below:
-github.com/michalnand/reinforcement_learning), and `--preset snd-v` has the constants of those runs. "The paper's
-code" is its first author's, Iskandor/SND; "reference" is the code of RND's authors. docs/implementation_details.md
-has the departures.
+Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation, arXiv:2302.11563. "Author" is
+the second of them (github.com/michalnand/reinforcement_learning): what the paper has for SND-V on Montezuma's
+Revenge are his runs, and `--preset snd-v` has their constants. "The paper's code" is the first one's,
+Iskandor/SND; "reference" is the code of RND's authors. docs/implementation_details.md has the departures.
 What is the same in ppo_rnd_atari.py is the same text here.
 
 RND's target is random, and the bonus shrinks as the predictor learns it. SND's target learns too, without
@@ -129,17 +128,17 @@ class Args:
     # bonus
     int_coef: float = 1.0  # weight of the intrinsic advantage; 0: PPO, and the bonus is only logged
     ext_coef: float = 2.0  # weight of the extrinsic advantage; 0: exploration alone
-    int_gamma: float = 0.99  # discount of the intrinsic stream
+    int_gamma: float = 0.99  # discount of the intrinsic and the third stream; of the filter of --int-norm
     int_episodic: bool = True  # let the intrinsic stream end with the episode (RND: no)
     int_scale: float = 0.5  # r_int = this * mean squared error of the 512 features
     int_clip: float | None = 1.0  # clip the intrinsic reward at this
     int_norm: bool = False  # divide it by the running std of its return (RND: yes); --int-scale then cancels
     entropy_coef_episodic: float = 0.0  # weight of a third stream: how far an episode's features spread
-    entropy_memory: int = 64  # over how many frames of the episode; the author's number is lost
+    entropy_memory: int = 64  # so many last frames of the episode are compared; the author's number is lost
 
     # target and predictor
     target_loss: Literal["contrastive", "vicreg", "stdim", "none"] = "contrastive"  # none: it stays random
-    pair: Literal["same", "next"] = "same"  # label 0 is: a frame and itself, or a frame and the next
+    pair: Literal["same", "next"] = "same"  # what belongs together: a frame and itself, or and the next
     aug: Literal["none", "tile", "multi"] = "tile"  # tile: tiles left out; multi: coarse pixels, or pixels left out
     noise_prob: float = 1.0  # share of the frames that get noise, with --aug tile and multi
     target_batch: int = 64  # pairs in an update of the target
@@ -149,7 +148,7 @@ class Args:
     predictor_gain: float = 2**0.5  # gain of the predictor's initial weights
     rnd_epochs: int = 4  # in how many of the --update-epochs target and predictor learn (paper: 1)
     update_proportion: float | None = None  # share the predictor learns from; None: 32 / num_envs, at most 1
-    predictor_mask: Literal["element", "sample"] = "element"  # of the features, or of the frames (RND)
+    predictor_mask: Literal["element", "sample"] = "element"  # a share of the features, or of frames (RND)
     obs_norm: Literal["none", "mean", "meanstd"] = "meanstd"  # mean: x - mean; meanstd: (x - mean) / std, clip 1
     warmup_rollouts: int = 2  # rollouts of a random agent before training; they start the frames' statistics
 
@@ -179,9 +178,9 @@ ROOM_BYTE = {"MontezumaRevenge-v5": 3, "Pitfall-v5": 1}  # where the RAM has the
 class AtariEnvs:
     """N copies of a game. The one place where auto-reset is dealt with.
 
-    EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the first
-    frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid = False, and
-    all but the count of steps leaves it out.
+    EnvPool resets a game on the step *after* the one that ended it: that step ignores its action, returns the
+    first frames of the next episode and a reward of 0. It is not experience. `step` marks it with valid =
+    False, and all but the count of steps leaves it out.
     """
 
     def __init__(self, args: Args, seeds: list[int]):
@@ -241,16 +240,14 @@ POLICY_NETS = {  # the author's diagrams, with the width of the layers that foll
     "C": (512, ((32, 3, 2), (64, 3, 2), (64, 3, 2), (128, 3, 1))),
     "D": (512, ((128, 8, 8),)),
 }
-RND_NETS = {  # A, B: the author's; ST: the paper's, for its variants STD and VIC
-    "A": ((32, 8, 4), (64, 3, 2), (64, 3, 1)),
-    "B": ((16, 3, 2), (32, 3, 2), (64, 3, 2), (64, 3, 1)),
-    "ST": ((32, 3, 2), (64, 3, 2), (64, 3, 2), (128, 3, 1)),
+RND_NETS = {  # A, B: the author's, who found features of ReLU too small; ST: the paper's, for STD and VIC
+    "A": (nn.ELU, ((32, 8, 4), (64, 3, 2), (64, 3, 1))),
+    "B": (nn.ELU, ((16, 3, 2), (32, 3, 2), (64, 3, 2), (64, 3, 1))),
+    "ST": (nn.ReLU, ((32, 3, 2), (64, 3, 2), (64, 3, 2), (128, 3, 1))),
 }
 
 
-def convolutions(
-    channels: int, shapes: tuple[tuple[int, int, int], ...], activation: type[nn.Module], gain: float = 2**0.5
-) -> list[nn.Module]:
+def convolutions(channels: int, shapes: tuple, activation: type, gain: float = 2**0.5) -> list[nn.Module]:
     """(B, channels, 96, 96) -> (B, C, 12, 12): convolutions of these shapes, each with its activation."""
     modules = []
     for out, size, stride in shapes:  # padded so that a stride of 2 makes 48 x 48 of 96 x 96
@@ -300,18 +297,15 @@ class Agent(nn.Module):
         inputs = obs.to(memory_format=torch.channels_last).float().div_(255)
         hidden = self.trunk(inputs)  # (B, width)
         policy = self.policy_branch(hidden).relu()
-        value = self.residual * hidden + self.value_branch(hidden).relu()
-        with torch.autocast(obs.device.type, enabled=False):  # near 4 bfloat16 has steps of 0.03
+        value = self.value_branch(hidden).relu() + (hidden if self.residual else 0)
+        with torch.autocast(obs.device.type, enabled=False):  # in bfloat16 numbers from 4 on are 0.03 apart
             return self.policy_head(policy.float()), self.value_head(value.float())
 
 
 def rnd_layers(rnd_net: str, gain: float) -> list[nn.Module]:
-    """One frame (B, 1, 96, 96) -> features (B, 512): layers of the target, and the predictor's first.
-
-    ELU, because with ReLU features are too small to tell anything (author). The paper's ST has ReLU.
-    """
-    shapes = RND_NETS[rnd_net]
-    modules = convolutions(1, shapes, nn.ReLU if rnd_net == "ST" else nn.ELU, gain)
+    """One frame (B, 1, 96, 96) -> features (B, 512): layers of the target, and the predictor's first."""
+    activation, shapes = RND_NETS[rnd_net]
+    modules = convolutions(1, shapes, activation, gain)
     return [*modules, nn.Flatten(), init_layer(nn.Linear(shapes[-1][0] * 12 * 12, 512), gain)]
 
 
@@ -385,12 +379,6 @@ def features(network: nn.Module, frames: Tensor, obs_rms: RunningMoments, obs_no
     return torch.cat([network(whiten(c.flatten(0, 1), obs_rms, obs_norm)).unflatten(0, c.shape[:2]) for c in chunks])
 
 
-def novelty(snd: SND, frames: Tensor, obs_norm: str) -> Tensor:
-    """Raw intrinsic reward: frames (T, N, 96, 96) uint8 -> mean squared error of the predictor (T, N)."""
-    predicted, targets = (features(x, frames, snd.obs_rms, obs_norm) for x in (snd.predictor, snd.target))
-    return (predicted - targets).square().mean(-1)
-
-
 def episodic_spread(seen: Tensor, starts: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Reward of the third stream: how far apart the target's features of the episode's last K frames lie.
 
@@ -420,27 +408,25 @@ def reward_filter(rewards: Tensor, valid: Tensor, gamma: float, state: Tensor) -
     return torch.stack(filtered), state
 
 
-def gae(
-    rewards: Tensor, values: Tensor, last_value: Tensor, dones: Tensor, valid: Tensor, gamma: float, gae_lambda: float
-) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, valid: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for one stream.
 
         delta(t) = r(t) + gamma * V(t+1) * (1 - done(t)) - V(t)
         A(t)     = delta(t) + gamma * lambda * (1 - done(t)) * A(t+1)
 
-    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not stop at
-    episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to the
-    value of that episode's last frame, since the next episode's first is not there yet.)
+    A reset step is passed over: what follows t is the next step that is valid. For a stream that does not
+    stop at episode ends `dones` is all False. (If a rollout ends on a done step, such a stream looks ahead to
+    the value of that episode's last frame, since the next episode's first is not there yet.)
 
-    Args: rewards, values, dones, valid (T, N); last_value (N,), the value of what follows the last step.
+    Args: rewards, dones, valid (T, N); values (T+1, N), the last row of what follows the last step.
     Returns: advantages (T, N), 0 at reset steps.
     """
     advantages = torch.zeros_like(rewards)
-    advantage, next_value = torch.zeros_like(last_value), last_value
+    advantage, next_value = torch.zeros_like(values[-1]), values[-1]
     for t in reversed(range(len(rewards))):
         not_done = (~dones[t]).float()
         delta = rewards[t] + gamma * next_value * not_done - values[t]
-        advantage = torch.where(valid[t], delta + gamma * gae_lambda * not_done * advantage, advantage)
+        advantage = torch.where(valid[t], delta + gamma * lam * not_done * advantage, advantage)
         next_value = torch.where(valid[t], values[t], next_value)
         advantages[t] = advantage * valid[t]
     return advantages
@@ -463,9 +449,8 @@ def augment(inputs: Tensor, aug: str, noise_prob: float) -> Tensor:
         return torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < share
 
     def without(side: int) -> Tensor:
-        size = (len(inputs), 1, inputs.shape[2] // side, inputs.shape[3] // side)
-        tiles = (torch.rand(size, device=inputs.device) >= 0.1).float()
-        return inputs * nn.functional.interpolate(tiles, scale_factor=float(side))
+        tiles = torch.rand(len(inputs), 1, 96 // side, 96 // side, device=inputs.device) >= 0.1
+        return inputs * nn.functional.interpolate(tiles.float(), 96)
 
     if aug == "none":
         return inputs
@@ -474,8 +459,7 @@ def augment(inputs: Tensor, aug: str, noise_prob: float) -> Tensor:
         inputs = torch.where(chosen(0.5), without(side), inputs)
     else:
         for scale, share in ((2, 0.5), (4, 0.25)):
-            coarse = nn.functional.avg_pool2d(inputs, scale)
-            coarse = nn.functional.interpolate(coarse, scale_factor=float(scale))
+            coarse = nn.functional.interpolate(nn.functional.avg_pool2d(inputs, scale), 96)
             inputs = torch.where(chosen(share), coarse, inputs)
         inputs = torch.where(chosen(0.125), without(1), inputs)
     return inputs + 0.4 * (torch.rand_like(inputs) - 0.5) * chosen(noise_prob)
@@ -514,62 +498,57 @@ def vicreg_terms(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     terms = {"invariance": (first - second).square().mean(), "variance": 0, "covariance": 0}
     for z in (first, second):
         terms["variance"] += (1 - (z.var(0) + 1e-4).sqrt()).relu().mean()
-        centred = z - z.mean(0)
-        covariance = centred.T @ centred / (len(z) - 1)  # (D, D)
+        covariance = z.T.cov()  # (D, D)
         off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
         terms["covariance"] += off_diagonal / z.shape[1] / 25
     return terms
 
 
-def stdim_terms(
-    first: Tensor, second: Tensor, local_first: Tensor, local_second: Tensor, snd: SND
-) -> dict[str, Tensor]:
+def stdim_terms(first: Tensor, second: Tensor, local: list[Tensor], snd: SND) -> dict[str, Tensor]:
     """Which frame came before? To be told from this frame's features, and from its features of each place.
 
-    Anand et al. 2019 with the paper's two terms that keep the logits small and the 512 features of a frame spread
-    out. At each of the P places, for each of B next frames, the right one of the B frames before is to be found:
-    scores (P, B, B), next frame and frame before.
+    At each of P places the scores (P, B, B) rate, for each of B next frames, the B frames before; the right
+    one is on the diagonal (Anand et al. 2019). Two more terms, the paper's, keep the scores small and the 512
+    features of a frame spread out.
 
-    Args: features (B, D) of a frame and the next; local_first, local_second (B, C, H, W), of places in them.
+    Args: features (B, D) of a frame and the next; local, (B, C, H, W) of the places in each.
     Returns: what adds up to the loss.
     """
-    places = local_first.flatten(2).permute(2, 0, 1)  # (P, B, C) of the frames before
-    next_places = local_second.flatten(2).permute(2, 0, 1)
-    right = torch.arange(len(first), device=first.device).expand(len(places), -1)  # (P, B)
+    places, next_places = (x.flatten(2).permute(2, 0, 1) for x in local)  # (P, B, C)
+    right = torch.arange(len(first), device=first.device).repeat(len(places))  # (P * B,)
     terms = {"spread": -1e-4 * first.std(1).mean(), "logits": 0}
-    queries = {"global": snd.global_to_local(second).expand(len(places), -1, -1)}
+    queries = {"global": snd.global_to_local(second).expand(len(places), -1, -1)}  # (P, B, C)
     queries["local"] = snd.local_to_local(next_places)
     for name, query in queries.items():
         scores = query @ places.transpose(1, 2)  # (P, B, B)
-        terms[name] = nn.functional.cross_entropy(scores.flatten(0, 1), right.flatten())
+        terms[name] = nn.functional.cross_entropy(scores.flatten(0, 1), right)
         terms["logits"] += 1e-4 * torch.linalg.matrix_norm(scores).mean()
     return terms
 
 
-def target_terms(
-    snd: SND, first: Tensor, second: Tensor, labels: Tensor, args: Args
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The target's loss on pairs of frames (B, 1, 96, 96), whitened, and their labels (B,).
+def target_loss(snd: SND, frames: Tensor, experience: Tensor, args: Args) -> tuple[Tensor, dict[str, Tensor]]:
+    """The target's loss on pairs of the frames (T * N + N, 96, 96) uint8. Experience: see `draw_pairs`.
 
-    Returns: what adds up to it; the magnitude, the mean squares of the features of both frames together.
+    Returns: the loss, and what to log. The magnitude is the sum of the mean squares of both frames' features.
     """
-    first, second = (augment(x, args.aug, args.noise_prob) for x in (first, second))
-    with torch.autocast(first.device.type, torch.bfloat16, enabled=args.bf16):  # the networks, not the losses
-        if args.target_loss == "stdim":  # which looks at the third layer's features of places too
-            places = [snd.target[:6](x) for x in (first, second)]  # (B, 64, 12, 12) each
-            first, second = (snd.target[6:](x).float() for x in places)  # (B, 512)
-        else:
-            first, second = (snd.target(x).float() for x in (first, second))  # (B, 512)
+    *pairs, labels = draw_pairs(experience, args)
+    pairs = [whiten(frames.index_select(0, x), snd.obs_rms, args.obs_norm) for x in pairs]
+    pairs = [augment(x, args.aug, args.noise_prob) for x in pairs]  # (B, 1, 96, 96) each
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=args.bf16):  # networks, not losses
+        places = [snd.target[:6](x) for x in pairs]  # (B, 64, 12, 12) each, of 3 convolutions, for stdim
+        first, second = (snd.target[6:](x).float() for x in places)  # (B, 512)
     if args.target_loss == "contrastive":
         terms = {"contrastive": contrastive_loss(first, second, labels)}
     elif args.target_loss == "vicreg":
         terms = vicreg_terms(first, second)
     else:
-        terms = stdim_terms(first, second, *(x.float() for x in places), snd)
+        terms = stdim_terms(first, second, [x.float() for x in places], snd)
     magnitude = first.square().mean() + second.square().mean()
     if args.mag_limit is not None:
         terms["limit"] = (magnitude - args.mag_limit).relu()
-    return terms, magnitude
+    loss = sum(terms.values())
+    parts = {f"target_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
+    return loss, {"target_loss": loss, "magnitude": magnitude, **parts}
 
 
 def predictor_loss(predicted: Tensor, targets: Tensor, share: float, mask: str) -> Tensor:
@@ -622,7 +601,7 @@ class Rollout(NamedTuple):
     obs: Tensor  # (T+1, N, 4, 96, 96) uint8
     actions: Tensor  # (T, N) int64
     logprobs: Tensor  # (T, N)
-    values: Tensor  # (T+1, N, H) intrinsic, extrinsic, spread
+    values: Tensor  # (T+1, N, H) intrinsic, extrinsic, and the third stream's if it is on
     rewards: Tensor  # (T, N) extrinsic
     dones: Tensor  # (T, N) bool
     valid: Tensor  # (T, N) bool, False where the step was a reset
@@ -682,7 +661,10 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
     All with the statistics of the frames as they were. Then these take in the new frames.
     """
     frames = rollout.obs[:-1, :, 3]  # (T, N, 96, 96) before the step, as in the author's code (RND: after it)
-    error = novelty(snd, frames, args.obs_norm)  # never in bfloat16: its rounding could pass for novelty
+    # never in bfloat16: its rounding could pass for novelty
+    predicted = features(snd.predictor, frames, snd.obs_rms, args.obs_norm)  # (T, N, 512)
+    targets = features(snd.target, frames, snd.obs_rms, args.obs_norm)
+    error = (predicted - targets).square().mean(-1)
     intrinsic = args.int_scale * error
     if args.int_norm:
         discounted, snd.filtered = reward_filter(intrinsic, rollout.valid, args.int_gamma, snd.filtered)
@@ -690,10 +672,9 @@ def intrinsic_rewards(snd: SND, rollout: Rollout, args: Args) -> dict[str, Tenso
         intrinsic = intrinsic / snd.return_rms.var.sqrt().float()
     bonus = {"error": error, "intrinsic_reward": intrinsic.clamp(max=args.int_clip or math.inf)}
     if args.entropy_coef_episodic:
-        seen = features(snd.target, frames, snd.obs_rms, args.obs_norm)  # (T, N, 512)
         starts = torch.cat([snd.starts[None], ~rollout.valid[:-1]])  # (T, N) a reset shows a first frame
         snd.starts = ~rollout.valid[-1]
-        spread, snd.memory = episodic_spread(seen, starts, snd.memory)
+        spread, snd.memory = episodic_spread(targets, starts, snd.memory)
         bonus["spread"] = spread.clamp(max=1)
     if args.obs_norm != "none":
         for frame, valid in zip(frames, rollout.valid, strict=True):
@@ -711,55 +692,44 @@ def advantages_and_returns(rollout: Rollout, bonus: dict[str, Tensor], args: Arg
     advantages, returns = torch.zeros_like(rewards), torch.zeros_like(values[:-1])
     for head, ((r, ends, gamma), coef) in enumerate(zip(streams, stream_coefs(args).values(), strict=True)):
         v = values[..., head]  # (T+1, N)
-        stream_advantages = gae(r, v[:-1], v[-1], ends, rollout.valid, gamma, args.gae_lambda)
+        stream_advantages = gae(r, v, ends, rollout.valid, gamma, args.gae_lambda)
         returns[..., head] = stream_advantages + v[:-1]
         advantages += coef * stream_advantages
     return advantages, returns
 
 
-def descend(loss: Tensor, optimizer: Adam, max_grad_norm: float | None = None) -> Tensor | None:
-    """One step of Adam. Returns the norm of the gradient before the clip, if it is to be clipped."""
-    parameters = optimizer.param_groups[0]["params"]
+def descend(loss: Tensor, optimizer: Adam, max_grad_norm: float | None = None) -> Tensor:
+    """One step of Adam. Returns the norm of the gradient, before the clip."""
     optimizer.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm) if max_grad_norm else None
+    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
     optimizer.step()
     return norm
-
-
-def update_target(snd: SND, optimizer: Adam, newest: Tensor, experience: Tensor, args: Args) -> dict:
-    """One step of the target on pairs of the rollout's frames (B + N, 96, 96). Returns what to log."""
-    *pairs, labels = draw_pairs(experience, args)
-    first, second = (whiten(newest.index_select(0, x), snd.obs_rms, args.obs_norm) for x in pairs)
-    terms, magnitude = target_terms(snd, first, second, labels, args)
-    loss = sum(terms.values())
-    descend(loss, optimizer)
-    parts = {f"target_{name}": term for name, term in terms.items()} if len(terms) > 1 else {}
-    return {"target_loss": loss, "magnitude": magnitude, **parts}
 
 
 def update(
     agent: Agent, snd: SND, optimizers: dict, rollout: Rollout, advantages: Tensor, returns: Tensor, args: Args
 ) -> dict[str, Tensor]:
-    """Draws minibatches from the rollout. On each, policy, target and predictor learn in turn. Returns means."""
+    """On minibatches, drawn with replacement (author), all three networks learn in turn. Returns means."""
     N, M, B = args.num_envs, args.num_minibatches, args.num_envs * args.num_steps
     data = {key: getattr(rollout, key)[: args.num_steps] for key in ("obs", "actions", "logprobs", "valid")}
     data |= {"advantages": advantages, "returns": returns}
     data = {key: x.flatten(0, 1) for key, x in data.items()}  # each (B, ...)
-    newest = rollout.obs[:, :, 3].flatten(0, 1)  # (B + N, 96, 96)
+    newest = rollout.obs[:, :, 3].flatten(0, 1)  # (B + N, 96, 96), for the target's pairs
     experience = data["valid"].nonzero().squeeze(1)  # (E,) steps that were no resets
     share = args.update_proportion or min(1.0, 32 / N)
     logged: dict[str, list[Tensor]] = collections.defaultdict(list)
     for k in range(args.update_epochs * M):
-        # drawn with replacement, as in the author's code
         drawn = experience[torch.randint(len(experience), (B // M,), device=newest.device)]
         batch = {key: x.index_select(0, drawn) for key, x in data.items()}  # (B/M, ...); x[drawn] is slower
         loss, metrics = ppo_loss(*forward(agent, batch["obs"], args), batch, args)
-        metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm or math.inf)  # inf: for the log
+        metrics["grad_norm"] = descend(loss, optimizers["agent"], args.max_grad_norm)
         if k < args.rnd_epochs * M:
             if args.target_loss != "none":
-                metrics |= update_target(snd, optimizers["target"], newest, experience, args)
-            inputs = whiten(newest.index_select(0, drawn), snd.obs_rms, args.obs_norm)
+                loss, parts = target_loss(snd, newest, experience, args)
+                descend(loss, optimizers["target"])
+                metrics |= parts
+            inputs = whiten(batch["obs"][:, 3], snd.obs_rms, args.obs_norm)
             with torch.no_grad():
                 targets = forward(snd.target, inputs, args).float()  # (B/M, 512)
             predicted = forward(snd.predictor, inputs, args).float()
@@ -782,7 +752,6 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     envs = AtariEnvs(args, seeds.tolist())
     agent = Agent(envs.num_actions, args).to(device, memory_format=torch.channels_last)
     snd = SND(args, device).to(memory_format=torch.channels_last)
-    # three, so that the policy's gradient is clipped by its own norm, without the target's in it
     parameters = {"agent": agent.parameters(), "predictor": snd.predictor.parameters()}
     parameters |= {"target": snd.target_parameters()} if args.target_loss != "none" else {}
     optimizers = {key: Adam(x, lr=args.learning_rate, eps=1e-8, fused=True) for key, x in parameters.items()}
@@ -1012,7 +981,7 @@ class Run:
             if args.track:
                 import wandb
 
-                name = self.folder.name
+                name = self.folder.resolve().name
                 wandb.init(id=name, name=name, resume="allow", config=vars(args), sync_tensorboard=True)
                 self.stack.callback(wandb.finish)
             self.stack.enter_context(contextlib.suppress(OSError))  # a disk that is full at the end
@@ -1119,7 +1088,7 @@ def load_checkpoint(source: str) -> tuple[pathlib.Path, dict]:
     """The checkpoint in a run's folder, or that file: its path and what it holds."""
     path = pathlib.Path(os.path.expanduser(source))
     path = path / "latest.pt" if path.is_dir() else path
-    if not path.is_file():
+    if not (source and path.is_file()):
         raise UserError(f"there is no checkpoint {path}")
     with reading(path):
         if zipfile.ZipFile(path).testzip():
@@ -1216,6 +1185,7 @@ def parse(argv: list[str] | None) -> tuple[Args, pathlib.Path | None, dict | Non
             print(f"changed      --{flag.replace('_', '-')} from {getattr(was, flag)} to {value}")
     if args.resume and args.env_id != was.env_id:  # scores of another game say nothing
         saved["stats"], saved["best_score"] = None, -math.inf
+        saved["pictures"] = {"known": torch.empty(0, 96, 96, dtype=torch.uint8)}
     if args.resume and saved["step"] + args.num_envs * args.num_steps > args.total_timesteps:
         raise UserError(f"{path} has all of its {saved['step']:,} steps; ask for more with --total-timesteps")
     return args, path, saved

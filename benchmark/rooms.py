@@ -85,12 +85,8 @@ def main() -> None:
                 lines.append({"preset": preset, "seed": seed, "updates": update})
                 lines[-1] |= separability(z, rooms, episodes)
                 kept.append(z)
-            first, second, labels = script.draw_pairs(experience, flags)
-            first, second = (script.whiten(flat[x], snd.obs_rms, flags.obs_norm) for x in (first, second))
-            terms, _ = script.target_terms(snd, first, second, labels, flags)
-            optimizer.zero_grad()
-            sum(terms.values()).backward()
-            optimizer.step()
+            loss, _ = script.target_loss(snd, flat, experience, flags)
+            script.descend(loss, optimizer)
         return lines, kept[0], kept[-1]
 
     lines, shown = [], {}

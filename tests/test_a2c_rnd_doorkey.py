@@ -202,9 +202,8 @@ def test_the_terminal_reward_flows_back():
     """One reward at the end and no values: GAE is (gamma lambda)^k, k steps before. The notebook's gives 0 there."""
     rewards = torch.tensor([0.0, 0, 0, 0, 0, 1])[:, None]
     dones = torch.tensor([False] * 5 + [True])[:, None]
-    advantages = script.gae(
-        rewards, torch.zeros(6, 1), torch.tensor([9.0]), dones, torch.ones(6, 1, dtype=torch.bool), 0.99, 0.98
-    )
+    values = torch.tensor([0.0] * 6 + [9])[:, None]
+    advantages = script.gae(rewards, values, dones, torch.ones(6, 1, dtype=torch.bool), 0.99, 0.98)
     np.testing.assert_allclose(advantages[:, 0], [(0.99 * 0.98) ** (5 - t) for t in range(6)], rtol=1e-6)
 
 

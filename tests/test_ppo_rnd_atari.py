@@ -130,7 +130,7 @@ def test_gae_equals_its_definition(episodic, seed):
     rewards, values, last_value, dones, valid = random_rollout(31, 6, seed)
     ends = dones if episodic else np.zeros_like(dones)
     expected = advantages_by_definition(rewards, values, last_value, ends, valid, 0.97, 0.9)
-    tensors = [torch.from_numpy(x) for x in (rewards, values, last_value, ends, valid)]
+    tensors = [torch.from_numpy(x) for x in (rewards, np.vstack([values, last_value]), ends, valid)]
     np.testing.assert_allclose(script.gae(*tensors, 0.97, 0.9), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -138,11 +138,11 @@ def test_a_reset_step_changes_nothing_whatever_it_holds():
     rewards, values, last_value, dones, valid = random_rollout(31, 6, 1)
     assert (~valid).any()
     for ends in (dones, np.zeros_like(dones)):
-        tensors = [torch.from_numpy(x) for x in (rewards, values, last_value, ends, valid)]
+        tensors = [torch.from_numpy(x) for x in (rewards, np.vstack([values, last_value]), ends, valid)]
         before = script.gae(*tensors, 0.97, 0.9)
-        tensors[0][~tensors[4]], tensors[1][~tensors[4]] = 1e3, -1e3
+        tensors[0][~valid], tensors[1][:-1][~valid] = 1e3, -1e3
         torch.testing.assert_close(script.gae(*tensors, 0.97, 0.9), before)
-        assert (before[~tensors[4]] == 0).all()
+        assert (before[~valid] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_stdim_terms_equal_loops():
             for i in range(B):
                 expected[kind] += (torch.logsumexp(scores[i], 0) - scores[i, i]) / B / side**2
             expected["logits"] += 1e-4 * scores.square().sum().sqrt() / side**2
-    ours = script.stdim_terms(first, second, local_first, local_second, heads)
+    ours = script.stdim_terms(first, second, [local_first, local_second], heads)
     assert ours.keys() == expected.keys()
     for name, term in ours.items():
         torch.testing.assert_close(term, expected[name], rtol=1e-6, atol=1e-10)
@@ -145,10 +145,13 @@ def test_stdim_terms_equal_loops():
 def test_the_target_s_loss_takes_in_all_its_parts(monkeypatch):
     damage: list[tuple] = []
     monkeypatch.setattr(script, "augment", lambda inputs, *how: damage.append(how) or inputs)
-    first, second = torch.rand(6, 1, 96, 96), torch.rand(6, 1, 96, 96)
+    frames = torch.randint(0, 256, (12, 96, 96), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 1, 0, 1, 0.0])
+    monkeypatch.setattr(script, "draw_pairs", lambda *_: (torch.arange(6), torch.arange(6, 12), labels))
+    first, second = (frames[:, None] / 255).split(6)
     for kind, net in (("contrastive", "A"), ("contrastive", "B"), ("vicreg", "ST"), ("stdim", "ST"), ("stdim", "B")):
-        args = small_args(target_loss=kind, rnd_net=net, mag_limit=0.01, aug="multi", noise_prob=0.3)
+        args = small_args(target_loss=kind, rnd_net=net, mag_limit=0.01, obs_norm="none")
+        args.aug, args.noise_prob = "multi", 0.3
         torch.manual_seed(0)
         snd = script.SND(args, CPU)
         z = [snd.target(x) for x in (first, second)]
@@ -158,16 +161,20 @@ def test_the_target_s_loss_takes_in_all_its_parts(monkeypatch):
         if kind == "contrastive":
             expected = {"contrastive": script.contrastive_loss(*z, labels)}
         else:
-            expected = script.vicreg_terms(*z) if kind == "vicreg" else script.stdim_terms(*z, *maps, snd)
-        terms, logged = script.target_terms(snd, first, second, labels, args)
-        torch.testing.assert_close(terms, expected | {"limit": (magnitude - 0.01).clamp(min=0)})
-        torch.testing.assert_close(logged, magnitude)
-        sum(terms.values()).backward()
+            expected = script.vicreg_terms(*z) if kind == "vicreg" else script.stdim_terms(*z, maps, snd)
+        whole, expected = sum(expected.values()), {f"target_{name}": term for name, term in expected.items()}
+        limit = (magnitude - 0.01).clamp(min=0)
+        loss, logged = script.target_loss(snd, frames, torch.arange(12), args)
+        expected |= {"target_loss": whole + limit, "target_limit": limit, "magnitude": magnitude}
+        torch.testing.assert_close(logged, expected)
+        assert loss is logged["target_loss"]
+        loss.backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in snd.target_parameters())
         assert all(p.grad is None for p in snd.predictor.parameters())
         args.mag_limit = float(magnitude.detach()) + 1
-        terms, _ = script.target_terms(snd, first, second, labels, args)
-        torch.testing.assert_close(terms, expected | {"limit": torch.tensor(0.0)})
+        _, logged = script.target_loss(snd, frames, torch.arange(12), args)
+        expected |= {"target_loss": whole, "target_limit": torch.tensor(0.0)}
+        torch.testing.assert_close(logged, expected)
     assert damage == [("multi", 0.3)] * 20  # five times two losses of two frames
 
 
@@ -283,16 +290,14 @@ def test_whitening_equals_its_formula():
         np.testing.assert_allclose(white[:, 0], expected, rtol=1e-4, atol=1e-3)
 
 
-def test_novelty_is_the_mean_squared_error_in_pieces_of_any_size():
+def test_features_are_the_network_s_in_pieces_of_any_size():
     torch.manual_seed(0)
     snd = script.SND(small_args(rnd_net="A"), CPU)
     frames = torch.randint(0, 256, (3, 400, 96, 96), dtype=torch.uint8)
     white = script.whiten(frames.flatten(0, 1), snd.obs_rms, "meanstd")
-    with torch.no_grad():
-        expected = (snd.predictor(white) - snd.target(white)).square().mean(1)
-    ours = script.novelty(snd, frames, "meanstd")
-    assert ours.shape == (3, 400)
-    torch.testing.assert_close(ours.flatten(), expected, rtol=1e-4, atol=1e-6)
+    ours = script.features(snd.predictor, frames, snd.obs_rms, "meanstd")
+    assert ours.shape == (3, 400, 512) and not ours.requires_grad
+    torch.testing.assert_close(ours.flatten(0, 1), snd.predictor(white).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_spread_equals_a_dictionary_of_lists():
@@ -654,7 +659,7 @@ def test_two_rollouts_equal_a_plain_transcription(atari_pool, tmp_path, monkeypa
                         logged["target_covariance"].append(float(terms["covariance"].detach()))
                         loss = sum(terms.values())
                     else:
-                        terms = script.stdim_terms(*z, *maps, snd)
+                        terms = script.stdim_terms(*z, maps, snd)
                         logged["target_local"].append(float(terms["local"].detach()))
                         loss = sum(terms.values())
                     logged["target_loss"].append(float(loss.detach()))
