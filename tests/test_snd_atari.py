@@ -893,6 +893,8 @@ def test_a_run_as_a_user_sees_it(tmp_path, monkeypatch, capsys):
 
     assert call_main(script, capsys, "--resume", run_dir, "--total-timesteps", 192)[0] == 0
     assert [step for step, _ in read_scalars(run_dir)["losses/entropy"]] == [64, 128, 192]
+    *_, saved = script.parse(["--resume", str(run_dir), "--env-id", "Pitfall", "--total-timesteps", "256"])
+    assert len(saved["pictures"]["known"]) == 0  # another game's
 
     flags = ["--eval-episodes", 2, "--max-episode-steps", 60]
     status, played, _ = call_main(script, capsys, "--evaluate", run_dir, *flags, "--capture-video")
