@@ -675,8 +675,8 @@ class EpisodeStats:
     """Returns, lengths and cells visited of episodes."""
 
     def __init__(self, num_envs: int, solved_score: float | None):
-        self.returns = np.zeros(num_envs)  # (N,) of the episodes under way
-        self.visited = [[] for _ in range(num_envs)]  # likewise: where the agent was, step by step
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, int)  # (N,) of the episodes under way
+        self.cells = [set() for _ in range(num_envs)]  # likewise: where the agent has been
         self.solved_score = math.inf if solved_score is None else solved_score
         self.load_state_dict({"recent": []})
 
@@ -693,12 +693,13 @@ class EpisodeStats:
     def add(self, rewards: np.ndarray, done: np.ndarray, valid: np.ndarray, position: np.ndarray) -> None:
         """Takes in a step of all environments, arguments (N,) and position (N, 2)."""
         self.returns += rewards * valid
-        for visited, place in zip(self.visited, position.tolist(), strict=True):
-            visited.append(tuple(place))  # after a reset step: where the next episode begins
+        self.lengths += valid
+        for cells, place in zip(self.cells, position.tolist(), strict=True):
+            cells.add(tuple(place))  # after a reset step: where the next episode begins
         for i in np.flatnonzero(done & valid):
-            score, visited = float(self.returns[i]), self.visited[i]
-            self.episodes.append((score, len(visited) - 1, len({*visited}), score > 0))
-            self.returns[i], self.visited[i], self.waiting[i] = 0, [], False
+            score = float(self.returns[i])
+            self.episodes.append((score, int(self.lengths[i]), len(self.cells[i]), score > 0))
+            self.returns[i], self.lengths[i], self.cells[i], self.waiting[i] = 0, 0, set(), False
 
     def scalars(self) -> dict[str, float]:
         """What to log of the episodes since the last call."""
