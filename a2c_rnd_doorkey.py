@@ -89,7 +89,7 @@ from tqdm import tqdm
 @dataclasses.dataclass
 class Args:
     # The defaults are the notebook's. `--preset` puts others in their place; flags given beside it stand.
-    # "paper" is RND's. The comments are the help of `--help`.
+    # "paper" is RND's. `--help` shows the comments.
 
     # experiment
     preset: Literal["notebook", "notebook-16x16", "tuned", "tuned-16x16"] = "notebook"  # see PRESETS; here: notebook's
@@ -550,7 +550,7 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains until the end, solved or a signal, or on from what was `saved` in `path`. Returns the status."""
     T, N = args.num_steps, args.num_envs
-    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
     rollout = empty_rollout(T, N, device)
     seed = int(np.random.SeedSequence((args.seed, step)).generate_state(1)[0] >> 1)  # another after a resume

@@ -86,8 +86,7 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Args:
-    # The defaults are those of `--preset rnd`; another preset changes some (PRESETS). The comments are the help
-    # of `--help`.
+    # The defaults are those of `--preset rnd`; another preset changes some. `--help` shows the comments.
 
     # experiment
     preset: Literal["rnd", "dqn", "iqn", "seed-003", "seed-001"] = "rnd"  # a set of defaults, see PRESETS
@@ -724,7 +723,7 @@ def update_target_network(target_agent: Agent, agent: Agent, step: int, args: Ar
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, len(heads(args))
-    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     torch.set_flush_denormal(True)  # numbers below 1e-38, which CPUs are slow with, are 0: Adam has many

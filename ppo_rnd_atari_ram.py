@@ -39,8 +39,8 @@ Three commands, to train, to resume and to evaluate:
 What to expect: with --bf16 some 1,500 steps (6,000 frames) a second on one core, 0.7 GB of memory. On
 Montezuma's Revenge the first keys come at 0.2 to 0.3 million steps, on one of five seeds at 1.2. All of five
 seeds that no setting was chosen on held the key from 1.3 to 2.8 million steps on, 17 to 35 minutes. At 8
-million, an hour and a half, they had 2,450, 500, 2,033, 710 and 2,380 points. Three runs of 25 million, some
-three hours each, held the key from 4.1, 1.8 and 1.5 million on and have 3,182, 2,413 and 2,507 points.
+million, an hour and a half, they had 2,450, 500, 2,033, 710 and 2,380 points. Three runs of 25 million, of
+three to six hours, held the key from 4.1, 1.8 and 1.5 million on and have 3,182, 2,413 and 2,507 points.
 """
 
 import collections

@@ -447,12 +447,11 @@ def empty_rollout(T: int, N: int, D: int, A: int, num_heads: int, device: torch.
 
 def warm_up(envs: ContinuousEnvs, rnd: RND, args: Args, run: "Run") -> None:
     """A random agent fills the statistics that --obs-norm frozen keeps. Then all episodes begin anew."""
-    steps, low, high = 0, torch.from_numpy(envs.low).float(), torch.from_numpy(envs.high).float()
-    while steps < args.frozen_obs_norm_steps and not run.signal:
+    low, high = torch.from_numpy(envs.low).float(), torch.from_numpy(envs.high).float()
+    while rnd.obs_rms.count < args.frozen_obs_norm_steps and not run.signal:
         actions = low + (high - low) * torch.rand(args.num_envs, *low.shape)
         obs, *_, valid = envs.step(actions.numpy())
         rnd.obs_rms.update(*(torch.from_numpy(x).to(rnd.filtered.device) for x in (obs, valid)))
-        steps += valid.sum()
     envs.stats.load_state_dict(envs.stats.state_dict())  # these episodes do not count
     envs.reset()
 
@@ -559,7 +558,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
     # what a checkpoint holds: modules, or what has a state_dict of tensors and plain Python
     learner = {"agent": agent, "rnd": rnd, "optimizer": optimizer, "stats": envs.stats}
     with contextlib.closing(Run(args, learner, rollout, path, saved)) as run:
-        if args.obs_norm == "frozen" and args.int_coef > 0 and rnd.obs_rms.count < 1:  # nothing seen
+        if args.obs_norm == "frozen" and args.int_coef > 0 and rnd.obs_rms.count < args.frozen_obs_norm_steps:
             warm_up(envs, rnd, args, run)
         rollout.obs[-1] = torch.from_numpy(envs.obs)
         agent.obs_rms.update(rollout.obs[-1], torch.ones(N, device=device))

@@ -91,7 +91,7 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Args:
-    # "paper" is Burda et al. 2018, "reference" its authors' code for Atari. `--help` shows these comments.
+    # "paper" is Burda et al. 2018, "reference" its authors' code for Atari. `--help` shows the comments.
 
     # experiment
     seed: int = 1  # seed of the networks, the actions and the environments
@@ -600,7 +600,7 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains until the end, solved or a signal, or on from what was `saved` in `path`. Returns the status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
-    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # numbers below 1e-38, which CPUs are slow with, are 0: Adam has many
     rollout = empty_rollout(T, N, H, device)

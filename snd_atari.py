@@ -744,7 +744,7 @@ def update(
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
     """Trains to the end or until a signal, on from what was `saved` in file `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, len(stream_coefs(args))
-    step, per_iteration = saved["step"] if saved else 0, T * N  # environment steps
+    per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     rollout = empty_rollout(T, N, H, device)
