@@ -26,7 +26,8 @@ predictor, learns to agree with it on what the agent sees. Where they disagree, 
     A        = int_coef * A_int + ext_coef * A_ext  two value heads, two advantages, one policy
 
 The notebook simplifies RND, and says so. `--preset tuned` and `--preset tuned-16x16` put part of it
-back and add to it, still with A2C and the same layers. Beside rates, weights, discounts and `--num-envs`:
+back and add to it, still with A2C and the same layers. Rates, weights, discounts, lambda and `--num-envs`
+differ, the predictor's gradient is not clipped, and:
   1. A bonus for the first visit of an episode only (`--first-visit`): going back and forth earns nothing.
   2. The bonus is divided by the std of its return (`--int-norm`), whatever the networks' first weights make it.
   3. Codes as planes of 0 and 1 (`--one-hot`). As a number a door, 4, would be four times an empty tile, 1.
@@ -548,7 +549,7 @@ def update(
 
 # --------------------------------------------------------------------------------------------------- Training
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains until the end, solved or a signal, or on from what was `saved` in `path`. Returns the status."""
+    """Trains to the end, solved or a signal, on from what was `saved` in `path`. Returns the exit status."""
     T, N = args.num_steps, args.num_envs
     per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
@@ -580,7 +581,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         return run.finish()
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

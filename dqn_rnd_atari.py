@@ -121,7 +121,7 @@ class Args:
     n_step: int = 3  # steps of reward before V (Dopamine: DQN 1, IQN 3)
     loss: Literal["mse", "huber"] = "mse"  # of DQN; IQN has its own
     num_quantiles: int = 64  # IQN: quantiles of the agent, and of the target network, in an update
-    num_acting_quantiles: int = 32  # IQN: others, whose mean chooses actions, in the game and in V
+    num_acting_quantiles: int = 32  # IQN: others; their mean chooses actions, when playing and in V
     quantile_mean: bool = False  # IQN: mean over the learned quantiles, not their sum (Dopamine: sum)
 
     # policy
@@ -136,7 +136,7 @@ class Args:
     # learning
     total_timesteps: float = 10_000_000  # environment steps, 4 frames each
     buffer_size: int = 1_000_000  # steps in the memory
-    learning_starts: int = 20_000  # steps in the memory before values are learned; a new run's are random
+    learning_starts: int = 20_000  # steps in the memory before values are learned; random, but for a resumed run
     batch_size: int = 32  # steps in an update, B
     update_every: int = 4  # environment steps for each update
     learning_rate: float = 6.25e-5  # Adam's step size at the start
@@ -751,7 +751,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         return run.finish()
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

@@ -581,7 +581,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         return run.finish()
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

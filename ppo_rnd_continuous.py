@@ -30,8 +30,8 @@ CleanRL's details for continuous control:
   3. Advantages are normalised in each minibatch, minibatches are small, the learning rate falls to 0.
   4. An action outside the action space is clipped for the environment only. The policy learns from it as it
      was drawn.
-The predictor learns in the first epoch only, once from each sample, as Burda et al.'s on average, but in
-minibatches of 64.
+The predictor learns in the first epoch only, so once from each sample, in minibatches of 64. Burda et al.'s
+does so once on average, in minibatches of 4,096.
 
 `--preset seed-001` (docs/source_documents.md) is a simpler bonus, found in notes and blogs: target and
 predictor have two outputs, what they see is whitened by the statistics of a random agent's 1,500 steps, and
@@ -122,7 +122,7 @@ class Args:
     gamma: float = 0.99  # discount of the extrinsic stream
     gae_lambda: float = 0.95  # lambda of generalised advantage estimation, both streams
     clip_coef: float = 0.2  # PPO's clip range
-    clip_vloss: bool = True  # clip the change of values likewise: V_int follows slowly (reference: no)
+    clip_vloss: bool = True  # clip how far values move, too: V_int then follows slowly (reference: no)
     ent_coef: float = 0.0  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value losses, 0.5 * squared error for each head
     norm_adv: bool = True  # normalise the advantages of each minibatch (CleanRL: yes; reference: no)
@@ -577,7 +577,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         return run.finish()
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

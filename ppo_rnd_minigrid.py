@@ -598,7 +598,7 @@ def update(
 
 # --------------------------------------------------------------------------------------------------- Training
 def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: dict | None) -> int:
-    """Trains until the end, solved or a signal, or on from what was `saved` in `path`. Returns the status."""
+    """Trains to the end, solved or a signal, on from what was `saved` in `path`. Returns the exit status."""
     T, N, H = args.num_steps, args.num_envs, 1 if args.single_head else 2
     per_iteration, step = T * N, saved["step"] if saved else 0  # environment steps
     torch.manual_seed(args.seed)
@@ -628,7 +628,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         return run.finish()
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

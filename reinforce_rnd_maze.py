@@ -10,8 +10,8 @@ Papers: Williams (1992), Simple statistical gradient-following algorithms for co
 learning; Burda, Edwards, Storkey, Klimov (2018), Exploration by Random Network Distillation,
 arXiv:1810.12894.
 
-A maze of six rooms pays 1 at the goal and nothing anywhere else. REINFORCE plays episodes, and makes each
-action likelier by as much as what came after it was better than expected:
+A maze of six rooms pays 1 at the goal and nothing anywhere else. REINFORCE plays episodes. An action becomes
+likelier if more reward came after it than expected, in proportion to the difference:
 
     G(t) = r(t) + gamma * G(t+1)                        return: what came after step t, discounted
     loss = -mean(log pi(a(t) | o(t)) * (G(t) - V(o(t)))) - ent_coef * entropy
@@ -36,8 +36,8 @@ Five things help. With all of them 10 of 10 seeds solve `--goal 9-9`; in bracket
      goal would cost all the novelty that could still have been seen. (8)
   4. A baseline for each stream. Without (`--no-baseline`) all returns are positive, and every action taken
      becomes likelier. (0; the bonus's return then ends with the episode, too)
-  5. Bonus, entropy term and the policy's learning rate fade to nothing (`--anneal`), so that the goal has the
-     last word. (9)
+  5. Bonus, entropy term and the policy's learning rate fade to nothing (`--anneal`), so that in the end only
+     the goal counts. (9)
 
 Three commands, to train, to train without the bonus and to evaluate:
     python reinforce_rnd_maze.py --goal 9-9 --plot
@@ -82,8 +82,8 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class Args:
-    # "Notes" are the source of the maze, "paper" is that of RND, "reference" its authors' code. The comments are
-    # the help of `--help`.
+    # "Notes" are the source of the maze, "paper" is that of RND, "reference" its authors' code. `--help` shows
+    # the comments.
 
     # experiment
     seed: int = 1  # seed of the networks and the actions
@@ -476,7 +476,7 @@ def train(args: Args, device: torch.device) -> int:
     return status
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

@@ -12,7 +12,7 @@ Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation, ar
 the second of them (github.com/michalnand/reinforcement_learning): what the paper has for SND-V on Montezuma's
 Revenge are his runs, and `--preset snd-v` has their constants. "The paper's code" is the first one's,
 Iskandor/SND; "reference" is the code of RND's authors. docs/implementation_details.md has the departures.
-What is the same in ppo_rnd_atari.py is the same text here.
+What ppo_rnd_atari.py has too is copied from it unchanged, but for ranks.
 
 RND's target is random, and the bonus shrinks as the predictor learns it. SND's target learns too, without
 reward or label, to give different frames different features. This is meant to leave the predictor something
@@ -87,11 +87,10 @@ Preset = Literal["snd-v", "snd-v-plain", "snd-vic", "snd-std", "seed-snd", "seed
 
 @dataclasses.dataclass
 class Args:
-    # The defaults are those of `--preset snd-v`; other presets put others in their place. The comments are
-    # the help of `--help`.
+    # The defaults are those of `--preset snd-v`; another preset changes some. `--help` shows the comments.
 
     # experiment
-    preset: Preset = "snd-v"  # snd-v: the paper's Montezuma, -plain: other games; seed-*: author's notes
+    preset: Preset = "snd-v"  # snd-*: the paper's, snd-v-plain: SND-V's for other games; seed-*: author's
     seed: int = 1  # seed of the networks, the actions and the environments
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: cuda or mps if there is one, else cpu
     bf16: bool = False  # bfloat16 in the policy and in the training of predictor and target
@@ -774,7 +773,7 @@ def train(args: Args, device: torch.device, path: pathlib.Path | None, saved: di
         return run.finish()
 
 
-# ------------------------ Machinery (the same text in every script that needs it; skip it on a first reading)
+# ----------------------------------------------- Machinery (alike in all scripts; skip it on a first reading)
 class UserError(Exception):
     """Something that the user can put right: printed as one line, exit status 2."""
 

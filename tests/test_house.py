@@ -19,7 +19,7 @@ from conftest import ROOT
 SCRIPTS = sorted(ROOT.glob("*.py"))
 TITLES = [
     *("Environment", "Networks", "Normalisers, returns and losses", "The steps of the algorithm", "Training"),
-    "Machinery (the same text in every script that needs it; skip it on a first reading)",
+    "Machinery (alike in all scripts; skip it on a first reading)",
     *("Evaluation", "Entry point"),
 ]
 SAME = [
