@@ -32,6 +32,9 @@ LONGER = {"MontezumaRevenge, on to 8M": "8e6", "MontezumaRevenge, to 25M": "25e6
 ROWS |= {
     row: (["--env-id", "MontezumaRevenge", "--bf16", "--total-timesteps", steps], 13) for row, steps in LONGER.items()
 }
+# "without" divides the advantages by their std, also while there is no reward and they are noise
+RAW = "no bonus, advantages as they are"
+ROWS[f"MontezumaRevenge, {RAW}"] = ([*ROWS["MontezumaRevenge, without"][0], "--no-norm-adv"], 13)
 
 
 def measure(job: Job, folder: pathlib.Path) -> dict:
@@ -57,7 +60,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     games = [game for game in STEPS if any(r["row"].startswith(f"{game},") for r in runs)]
     figure, panels = grid(len(games), 3, 4, 3)
     for panel, game in zip(panels.flat, games, strict=False):
-        for k, variant in enumerate(VARIANTS):
+        for k, variant in enumerate([*VARIANTS, RAW]):
             curves = curves_of(runs, f"{game}, {variant}", 1e6)
             for longer in LONGER if (game, k) == ("MontezumaRevenge", 0) else ():
                 curves += curves_of(runs, longer, 1e6)
