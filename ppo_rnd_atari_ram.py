@@ -21,7 +21,8 @@ one to five seeds (docs/results/ram_settings.md); which change holds the key, or
   2. RND sees a small screen: the newest frame, averaged to 21 x 20 grey pixels. Its networks are three layers
      of 256, the predictor's two more. On the RAM's bits, counters among them, a trial stayed at 400 points.
   3. Advantages are normalised over the rollout. The bonus soon is about as small as the entropy term, because
-     s is of the whole run, the untrained predictor's large errors included.
+     s is of the whole run, the untrained predictor's large errors included. With `--int-coef 0` add
+     `--no-norm-adv`: until something is paid it is noise that is normalised.
   4. There are 32 minibatches of random steps in place of 4 of whole environments: eight times as many gradient
      steps on the same samples, which bring the first keys early.
   5. Fewer environments and longer rollouts, 32 x 512 steps in place of 128 x 128, so that the policy changes a
