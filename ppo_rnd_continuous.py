@@ -31,7 +31,7 @@ CleanRL's details for continuous control:
   4. An action outside the action space is clipped for the environment only. The policy learns from it as it
      was drawn.
 The predictor learns in the first epoch only, so once from each sample, in minibatches of 64. Burda et al.'s
-does so once on average, in minibatches of 4,096.
+learns in each of four epochs from a quarter of the samples.
 
 `--preset seed-001` (docs/source_documents.md) is a simpler bonus, found in notes and blogs: target and
 predictor have two outputs, what they see is whitened by the statistics of a random agent's 1,500 steps, and

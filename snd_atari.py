@@ -12,7 +12,7 @@ Paper: Pechac, Chovanec, Farkas (2024), Self-supervised network distillation, ar
 the second of them (github.com/michalnand/reinforcement_learning): what the paper has for SND-V on Montezuma's
 Revenge are his runs, and `--preset snd-v` has their constants. "The paper's code" is the first one's,
 Iskandor/SND; "reference" is the code of RND's authors. docs/implementation_details.md has the departures.
-What ppo_rnd_atari.py has too is copied from it unchanged, but for ranks.
+Functions that do the same as in ppo_rnd_atari.py have its text, but for ranks.
 
 RND's target is random, and the bonus shrinks as the predictor learns it. SND's target learns too, without
 reward or label, to give different frames different features. This is meant to leave the predictor something

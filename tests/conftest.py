@@ -470,3 +470,19 @@ def play_both(size: int, actions: np.ndarray, seed: int) -> dict[str, int]:
             obs, reward, terminated, truncated, info = pool.step(np.array([action]))  # next-step auto-reset
             assert reward[0] == 0 and not terminated[0] and not truncated[0]
     return seen
+
+
+def cut_a_warm_up_short(script, envs, small, tmp_path, monkeypatch, capsys) -> None:
+    """A signal in it saves what there is, if the run had steps before: that is not all of the statistics."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--obs-norm", "frozen", "--frozen-obs-norm-steps", 40, "--total-timesteps"]
+    assert call_main(script, capsys, *small, *flags, 64, "--int-coef", 0)[0] == 0
+    again = ["--resume", only_run(tmp_path), "--int-coef", 1, "--total-timesteps", 128]
+    step, seen = envs.step, []
+    with monkeypatch.context() as patch:
+        patch.setattr(envs, "step", lambda *x: signal.raise_signal(signal.SIGTERM) or step(*x))
+        assert call_main(script, capsys, *again)[0] == 143
+        seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
+    assert call_main(script, capsys, *again)[0] == 0
+    seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
+    assert seen[0] < 5 and 40 <= seen[1] < 45

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import signal
 
 import envpool
 import gymnasium as gym
@@ -16,6 +15,7 @@ from conftest import (
     CPU,
     assert_same,
     call_main,
+    cut_a_warm_up_short,
     float64,
     only_run,
     plain_filter,
@@ -747,19 +747,7 @@ def test_it_stops_when_solved_and_the_random_agent_is_not_scored(tmp_path, monke
 
 
 def test_a_warm_up_that_was_cut_short_goes_on_with_the_next_resume(tmp_path, monkeypatch, capsys):
-    """A signal in it saves what there is, if the run had steps before: that is not all of the statistics."""
-    monkeypatch.chdir(tmp_path)
-    flags = ["--obs-norm", "frozen", "--frozen-obs-norm-steps", 40, "--total-timesteps"]
-    assert call_main(script, capsys, *SMALL, *flags, 64, "--int-coef", 0)[0] == 0
-    again = ["--resume", only_run(tmp_path), "--int-coef", 1, "--total-timesteps", 128]
-    step, seen = script.ContinuousEnvs.step, []
-    with monkeypatch.context() as patch:
-        patch.setattr(script.ContinuousEnvs, "step", lambda *x: signal.raise_signal(signal.SIGTERM) or step(*x))
-        assert call_main(script, capsys, *again)[0] == 143
-        seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
-    assert call_main(script, capsys, *again)[0] == 0
-    seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
-    assert seen[0] < 5 and 40 <= seen[1] < 45
+    cut_a_warm_up_short(script, script.ContinuousEnvs, SMALL, tmp_path, monkeypatch, capsys)
 
 
 # ------------------------------------------------------------------------------------ What the user was promised

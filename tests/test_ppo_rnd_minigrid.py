@@ -21,6 +21,7 @@ from conftest import (
     PlainAdam,
     assert_same,
     call_main,
+    cut_a_warm_up_short,
     only_run,
     plain_moments,
     play_both,
@@ -678,19 +679,7 @@ def test_a_nan_stops_the_run_and_names_itself(copy_of_base, fake_envs, tmp_path,
 
 
 def test_a_warm_up_that_was_cut_short_goes_on_with_the_next_resume(tmp_path, monkeypatch, capsys):
-    """A signal in it saves what there is, if the run had steps before: that is not all of the statistics."""
-    monkeypatch.chdir(tmp_path)
-    flags = ["--obs-norm", "frozen", "--frozen-obs-norm-steps", 40, "--total-timesteps"]
-    assert call_main(script, capsys, *SMALL, *flags, 64, "--int-coef", 0)[0] == 0
-    again = ["--resume", only_run(tmp_path), "--int-coef", 1, "--total-timesteps", 128]
-    step, seen = script.MiniGridEnvs.step, []
-    with monkeypatch.context() as patch:
-        patch.setattr(script.MiniGridEnvs, "step", lambda *x: signal.raise_signal(signal.SIGTERM) or step(*x))
-        assert call_main(script, capsys, *again)[0] == 143
-        seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
-    assert call_main(script, capsys, *again)[0] == 0
-    seen.append(torch.load(only_run(tmp_path) / "latest.pt", weights_only=True)["rnd"]["obs_rms.count"])
-    assert seen[0] < 5 and 40 <= seen[1] < 45
+    cut_a_warm_up_short(script, script.MiniGridEnvs, SMALL, tmp_path, monkeypatch, capsys)
 
 
 class Winning(FakeEnvs):
